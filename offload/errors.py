@@ -1,0 +1,103 @@
+"""Every expected failure of finemoe, in one tree.
+
+An error says in one line what is wrong, and in ``hint`` what to do about it. Whoever shows errors decides
+how; the engine never prints.
+
+::
+
+    FinemoeError
+    ├── ConfigError            an option or a settings file has a value that cannot be used
+    │   └── ContextOverflow    the prompt does not fit into the context window
+    ├── NotFound               something that was named does not exist
+    │   ├── ModelNotFound
+    │   └── ProfileNotFound
+    ├── BudgetTooSmall         the memory budget cannot hold the model's fixed parts
+    ├── ModelError             the model folder exists and cannot be used
+    │   ├── UnsupportedModel   an architecture, a data type or a file format that finemoe does not run
+    │   └── CorruptCheckpoint  truncated, missing or contradictory files
+    ├── PullError              a model could not be fetched or built
+    │   └── ChecksumMismatch
+    ├── StorageError           the disk is full, or a folder cannot be written
+    ├── ExpertReadError        an expert's bytes could not be read while generating
+    └── EngineBroken           the engine was closed, or met an error that it cannot go on after
+"""
+
+from __future__ import annotations
+
+
+class FinemoeError(Exception):
+    """Base of all expected failures.
+
+    Args:
+        message: One line, without a full stop at the end, that says what is wrong.
+        hint: One line that says what to do about it; empty if there is nothing to do.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(FinemoeError):
+    """An option or a settings file has a value that cannot be used."""
+
+
+class ContextOverflow(ConfigError):
+    """The prompt does not fit into the context window."""
+
+
+class NotFound(FinemoeError):
+    """Something that was named does not exist."""
+
+
+class ModelNotFound(NotFound):
+    """No model of that name or at that path."""
+
+
+class ProfileNotFound(NotFound):
+    """No profile of that name."""
+
+
+class BudgetTooSmall(FinemoeError):
+    """The memory budget cannot hold the parts of the model that must always be there.
+
+    Attributes:
+        smallest_bytes: The smallest budget that would work with the same settings.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, smallest_bytes: int) -> None:
+        super().__init__(message, hint)
+        self.smallest_bytes = smallest_bytes
+
+
+class ModelError(FinemoeError):
+    """The model folder exists and cannot be used."""
+
+
+class UnsupportedModel(ModelError):
+    """An architecture, a data type or a file format that finemoe does not run."""
+
+
+class CorruptCheckpoint(ModelError):
+    """Truncated, missing or contradictory checkpoint files."""
+
+
+class PullError(FinemoeError):
+    """A model could not be fetched or built."""
+
+
+class ChecksumMismatch(PullError):
+    """A fetched file is not the file that was expected."""
+
+
+class StorageError(FinemoeError):
+    """The disk is full, or a folder cannot be written."""
+
+
+class ExpertReadError(FinemoeError):
+    """An expert's bytes could not be read while generating; the request failed, the engine goes on."""
+
+
+class EngineBroken(FinemoeError):
+    """The engine was closed, or met an error that it cannot go on after."""
