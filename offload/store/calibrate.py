@@ -1,0 +1,109 @@
+"""How fast a store really reads on this machine, and how many lanes that takes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from offload.store.base import ExpertStore
+from offload.store.blocks import aligned_buffer
+
+_GOOD_ENOUGH = 0.95  # more lanes must bring more than the noise to be worth their memory
+
+
+@dataclass(frozen=True, slots=True)
+class LaneRate:
+    """What ``lanes`` threads together read, in bytes a second."""
+
+    lanes: int
+    bytes_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A disk's speed at the size of a model's experts.
+
+    Attributes:
+        rates: What was measured, for each number of lanes.
+        lanes: The smallest number of lanes within 5 % of the best.
+        bytes_per_second: What they read.
+        record_bytes: Bytes of one expert.
+        direct: Whether the reads went past the page cache; if not, memory may have answered for the disk.
+    """
+
+    rates: tuple[LaneRate, ...]
+    lanes: int
+    bytes_per_second: float
+    record_bytes: int
+    direct: bool
+
+    @property
+    def seconds_per_expert(self) -> float:
+        """Time that one expert takes of the disk when all lanes are busy."""
+        return self.record_bytes / self.bytes_per_second
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as plain values, for JSON."""
+        return asdict(self)
+
+
+def measure_read_rate(
+    store: ExpertStore, lanes: Sequence[int] = (1, 2, 4), seconds_each: float = 0.4, seed: int = 0
+) -> Calibration:
+    """Reads random experts with each number of threads in ``lanes`` for about ``seconds_each`` seconds.
+
+    Takes ``max(lanes) * (slot_bytes + staging_bytes)`` bytes of memory while it runs.
+
+    Args:
+        store: The store to measure.
+        lanes: Numbers of threads to try.
+        seconds_each: Seconds for each; a read that has begun is finished.
+        seed: Of the order of experts, which is another one for each thread.
+
+    Raises:
+        ExpertReadError: A read failed.
+    """
+    counts = sorted(set(lanes))
+    rates = tuple(LaneRate(count, _rate(store, count, seconds_each, seed)) for count in counts)
+    best = max(rate.bytes_per_second for rate in rates)
+    chosen = next(rate for rate in rates if rate.bytes_per_second >= _GOOD_ENOUGH * best)
+    return Calibration(rates, chosen.lanes, chosen.bytes_per_second, store.record_bytes, store.direct)
+
+
+def _rate(store: ExpertStore, lanes: int, seconds: float, seed: int) -> float:
+    readers = [_Reader(store, seconds, (seed, lanes, number)) for number in range(lanes)]
+    begin = perf_counter()
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    elapsed = perf_counter() - begin
+    for reader in readers:
+        if reader.error is not None:
+            raise reader.error
+    return sum(reader.nbytes for reader in readers) / elapsed
+
+
+class _Reader(threading.Thread):
+    def __init__(self, store: ExpertStore, seconds: float, seed: tuple[int, ...]) -> None:
+        super().__init__(name="finemoe-calibrate", daemon=True)
+        self.nbytes = 0
+        self.error: Exception | None = None
+        self._store = store
+        self._seconds = seconds
+        self._order = np.random.default_rng(seed)
+
+    def run(self) -> None:
+        try:
+            with aligned_buffer(self._store.slot_bytes) as memory, memoryview(memory) as slot:
+                end = perf_counter() + self._seconds
+                while perf_counter() < end:
+                    expert = int(self._order.integers(self._store.spec.total_experts))
+                    self.nbytes += self._store.read(expert, slot)
+        except Exception as error:
+            self.error = error
