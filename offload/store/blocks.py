@@ -8,6 +8,8 @@ from pathlib import Path
 
 from offload.store.base import BLOCK
 
+_FOLIO = 64 << 10  # bytes; larger than the folios that reads without read-ahead make
+
 
 def align_down(offset: int) -> int:
     """The last block boundary at or before byte ``offset``."""
@@ -49,7 +51,7 @@ def open_direct(path: Path) -> int:
 
 
 def read_exact(fd: int, offset: int, into: memoryview) -> int:
-    """Fills ``into`` with the bytes at ``offset``; returns their count.
+    """Fills ``into`` with the bytes at ``offset``, leaving them in the page cache; returns their count.
 
     Raises:
         EOFError: The file ends before.
@@ -92,6 +94,10 @@ def read_blocks(fd: int, offset: int, wanted: int, into: memoryview) -> int:
 
 
 def drop_cached(fd: int, offset: int, nbytes: int) -> None:
-    """Takes a range that was just read out of the page cache again, with the pages at its ends."""
-    start = align_down(offset)
-    os.posix_fadvise(fd, start, align_up(offset + nbytes) - start, os.POSIX_FADV_DONTNEED)
+    """Takes a range that was just read out of the page cache again, with what lies close around it.
+
+    The cache keeps several pages together in one folio, and a folio stays if only a part of it is named.
+    """
+    start = offset // _FOLIO * _FOLIO
+    end = -(-(offset + nbytes) // _FOLIO) * _FOLIO
+    os.posix_fadvise(fd, start, end - start, os.POSIX_FADV_DONTNEED)

@@ -112,26 +112,40 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         CorruptCheckpoint: The file cannot be read, or breaks the format's rules.
     """
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            prefix = file.read(8)
-            length = int.from_bytes(prefix, "little")
-            if len(prefix) == 8 and length > _LONGEST_HEADER:
-                raise _corrupt(path, f"claims a header of {length} bytes: it is not a safetensors file")
-            if size < 8 + length or len(prefix) < 8:
-                raise _corrupt(path, f"is truncated: {size} bytes do not hold its header")
-            header = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
-    except OSError as error:
+        fd = open_buffered(path)
+        try:
+            size = os.fstat(fd).st_size
+            text = _header_text(path, fd, size)
+        finally:
+            os.close(fd)
+        header = json.loads(text, object_pairs_hook=_without_duplicates)
+    except (OSError, EOFError) as error:
         raise _corrupt(path, f"cannot be read: {error}") from error
     except (ValueError, RecursionError) as error:
         raise _corrupt(path, f"has a header that is not valid JSON: {error}") from error
     if not isinstance(header, dict):
         raise _corrupt(path, "has a header that is not a JSON object")
     header.pop("__metadata__", None)
-    begin = 8 + length
+    begin = 8 + len(text)
     tensors = {key: _entry(path, key, fields, begin) for key, fields in header.items()}
     _check_ranges(path, tensors.items(), begin, size)
     return tensors
+
+
+def _header_text(path: Path, fd: int, size: int) -> bytearray:
+    if size < 8:
+        raise _corrupt(path, f"is truncated: it has {size} bytes")
+    prefix = bytearray(8)
+    read_exact(fd, 0, memoryview(prefix))
+    length = int.from_bytes(prefix, "little")
+    if length > _LONGEST_HEADER:
+        raise _corrupt(path, f"claims a header of {length} bytes: it is not a safetensors file")
+    if size < 8 + length:
+        raise _corrupt(path, f"is truncated: {size} bytes do not hold its header of {length}")
+    text = bytearray(length)
+    read_exact(fd, 8, memoryview(text))
+    drop_cached(fd, 0, 8 + length)
+    return text
 
 
 def _entry(path: Path, key: str, fields: Any, begin: int) -> TensorEntry:
