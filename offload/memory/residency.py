@@ -117,13 +117,13 @@ class Residency:
 
     def pin(self, expert: int) -> None:
         """Keeps a loading or resident expert in its slot until :meth:`unpin` was called as often."""
-        if self._state[expert] == ABSENT:
+        if expert < 0 or self._state[expert] == ABSENT:
             raise ResidencyError(f"pin({expert}): the expert is absent")
         self._pins[expert] += 1
 
     def unpin(self, expert: int) -> None:
         """Takes one pin off."""
-        if self._pins[expert] == 0:
+        if expert < 0 or self._pins[expert] == 0:
             raise ResidencyError(f"unpin({expert}): the expert is not pinned")
         self._pins[expert] -= 1
 
