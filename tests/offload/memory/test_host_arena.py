@@ -1,0 +1,105 @@
+"""The host arena: slots that are really there, and memory that really goes back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from offload.errors import FinemoeError
+from offload.memory.arena import HostArena
+
+MIB = 1 << 20
+
+_RESIDENT_SCRIPT = """
+import json, sys
+import numpy as np
+from offload.memory.arena import HostArena
+
+def resident():
+    fields = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return int(fields["RssAnon"].split()[0]) * 1024
+
+def fill(indices):
+    for index in indices:
+        np.frombuffer(arena.slot(index), np.uint8)[:] = index + 1
+
+arena = HostArena(slot_bytes=3 << 20, max_slots=4096)  # 12 GiB of addresses
+fill([0])
+base, seen = resident(), {}
+seen["reserved"] = resident() - base
+fill(range(0, 40, 2))
+seen["filled"] = resident() - base
+for index in range(0, 40, 4):
+    arena.release(index)
+seen["half released"] = resident() - base
+fill(range(0, 40, 4))
+seen["filled again"] = resident() - base
+seen["intact"] = all(set(arena.slot(index)[:10]) == {index + 1} for index in range(0, 40, 2))
+arena.close()
+seen["closed"] = resident() - base
+json.dump(seen, sys.stdout)
+"""
+
+
+@pytest.fixture
+def arena():
+    arena = HostArena(slot_bytes=8192, max_slots=5)
+    yield arena
+    arena.close()
+
+
+def test_slots_are_page_aligned_and_apart(arena):
+    for index in range(5):
+        slot = np.frombuffer(arena.slot(index), np.uint8)
+        assert slot.ctypes.data % 4096 == 0
+        slot[:] = index + 1
+    assert arena.buffer.shape == (5 * 8192,)
+    assert np.array_equal(arena.buffer, np.repeat(np.arange(1, 6, dtype=np.uint8), 8192))
+
+
+def test_released_slot_reads_as_zeros_and_leaves_its_neighbours(arena):
+    arena.buffer[:] = 7
+    arena.release(2)
+    assert set(arena.slot(2)) == {0}
+    assert set(arena.slot(1)) == set(arena.slot(3)) == {7}
+
+
+def test_no_slot_outside(arena):
+    for index in (-1, 5):
+        with pytest.raises(IndexError):
+            arena.slot(index)
+        with pytest.raises(IndexError):
+            arena.release(index)
+
+
+@pytest.mark.parametrize(("slot_bytes", "max_slots"), [(0, 1), (5000, 1), (4096, 0), (-4096, 2)])
+def test_only_whole_pages(slot_bytes, max_slots):
+    with pytest.raises(ValueError, match="whole pages"):
+        HostArena(slot_bytes, max_slots)
+
+
+def test_more_addresses_than_there_are_is_refused_with_a_hint():
+    with pytest.raises(FinemoeError) as caught:
+        HostArena(slot_bytes=1 << 40, max_slots=1 << 12)
+    assert caught.value.hint
+
+
+def test_close_with_a_view_still_held(arena):
+    held = arena.slot(0)
+    arena.close()
+    arena.close()
+    assert held[0] == 0
+
+
+def test_resident_memory_follows_the_slots_in_use():
+    out = subprocess.run([sys.executable, "-c", _RESIDENT_SCRIPT], capture_output=True, text=True, check=True)
+    seen = json.loads(out.stdout)
+    slot = 3 * MIB
+    assert seen["intact"]
+    assert abs(seen["reserved"]) < MIB
+    for when, slots in (("filled", 19), ("half released", 9), ("filled again", 19), ("closed", -1)):
+        assert abs(seen[when] - slots * slot) < MIB, (when, seen)
