@@ -122,16 +122,14 @@ def _tell(error: BaseException) -> int:
         return exit_code_of(error)
     if hasattr(error, "format_message"):  # A usage error of typer's, whichever version it vendors click in.
         context = getattr(error, "ctx", None)
-        print_error(
-            _as_message(error.format_message()), f"see: {context.command_path} --help" if context else ""
-        )
+        problem, _, guess = error.format_message().partition(" Did you mean ")
+        see = f"see: {context.command_path} --help" if context else ""
+        print_error(_as_message(problem), f"did you mean {guess}" if guess else see)
         return ExitCode.USAGE
     if isinstance(error, OSError):
         print_error(_as_message(str(error)))
         return ExitCode.FAILURE
-    print_error(
-        f"unexpected {type(error).__name__}: {error}", f"set {DEBUG_VARIABLE}=1 to see where it comes from"
-    )
+    print_error(f"unexpected {type(error).__name__}: {error}", f"set {DEBUG_VARIABLE}=1 to see where it comes from")
     return exit_code_of(error)
 
 

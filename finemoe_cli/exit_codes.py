@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from offload.errors import BudgetTooSmall, ConfigError, NotFound
+from offload.errors import ConfigError, DoesNotFit, NotFound
 
 
 class ExitCode(IntEnum):
@@ -24,7 +24,7 @@ MEANINGS = {
     ExitCode.FAILURE: "failure",
     ExitCode.USAGE: "wrong usage: an option, a setting or a profile that cannot be used",
     ExitCode.NOT_FOUND: "the model or the profile does not exist",
-    ExitCode.DOES_NOT_FIT: "the model does not fit into the memory budget",
+    ExitCode.DOES_NOT_FIT: "the model does not fit into the budget, or the budget into the machine",
     ExitCode.GATE_FAILED: "an evaluation did not reach what it had to",
     ExitCode.INTERRUPTED: "interrupted (Ctrl-C)",
 }
@@ -33,7 +33,7 @@ MEANINGS = {
 _BY_ERROR: tuple[tuple[type[Exception], ExitCode], ...] = (
     (ConfigError, ExitCode.USAGE),
     (NotFound, ExitCode.NOT_FOUND),
-    (BudgetTooSmall, ExitCode.DOES_NOT_FIT),
+    (DoesNotFit, ExitCode.DOES_NOT_FIT),
 )
 
 

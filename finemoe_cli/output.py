@@ -73,6 +73,19 @@ class Output:
         with _stdout() as stream:
             _render(stream, what)
 
+    def findings(self, rows: Sequence[tuple[str, str, str]]) -> None:
+        """Status (a word that is also a style), name and text of each finding."""
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for status, name, text in rows:
+            table.add_row(Text(status, status), name, Text(without_controls(text)))
+        self.render(table)
+
     def stream(self, before_first: Callable[[], None] | None = None) -> StreamPrinter:
         """A printer for text that comes in pieces.
 

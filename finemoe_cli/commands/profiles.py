@@ -25,9 +25,7 @@ app = typer.Typer(
 """,
 )
 
-Name = Annotated[
-    str, typer.Argument(metavar="NAME", help="The profile.", autocompletion=options.complete_profile)
-]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The profile.", autocompletion=options.complete_profile)]
 
 
 @app.command("list")
@@ -90,9 +88,7 @@ def create(
     ] = None,
     kernels: Annotated[
         str | None,
-        typer.Option(
-            "--kernels", metavar="KIND", help="Decode kernels.", autocompletion=options.complete_kernels
-        ),
+        typer.Option("--kernels", metavar="KIND", help="Decode kernels.", autocompletion=options.complete_kernels),
     ] = None,
     policy: Annotated[
         str | None,

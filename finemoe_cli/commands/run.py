@@ -93,9 +93,7 @@ def run(
     ] = None,
     max_new_tokens: Annotated[
         str | None,
-        typer.Option(
-            "--max-new-tokens", "-n", metavar="TOKENS", help="Longest answer.", rich_help_panel=_SAMPLING
-        ),
+        typer.Option("--max-new-tokens", "-n", metavar="TOKENS", help="Longest answer.", rich_help_panel=_SAMPLING),
     ] = None,
     temperature: Annotated[
         str | None,
@@ -142,9 +140,7 @@ def run(
     ] = None,
     seed: Annotated[
         str | None,
-        typer.Option(
-            "--seed", metavar="NUMBER", help="Makes sampling repeatable.", rich_help_panel=_SAMPLING
-        ),
+        typer.Option("--seed", metavar="NUMBER", help="Makes sampling repeatable.", rich_help_panel=_SAMPLING),
     ] = None,
     raw: Annotated[
         bool,
