@@ -11,7 +11,9 @@ how; the engine never prints.
     ├── NotFound               something that was named does not exist
     │   ├── ModelNotFound
     │   └── ProfileNotFound
-    ├── BudgetTooSmall         the memory budget cannot hold the model's fixed parts
+    ├── DoesNotFit             the memory budget, the model and the machine do not go together
+    │   ├── BudgetTooSmall     the budget cannot hold the model's fixed parts
+    │   └── BudgetTooLarge     the machine has less memory than the budget promises
     ├── ModelError             the model folder exists and cannot be used
     │   ├── UnsupportedModel   an architecture, a data type or a file format that finemoe does not run
     │   └── CorruptCheckpoint  truncated, missing or contradictory files
@@ -59,7 +61,15 @@ class ProfileNotFound(NotFound):
     """No profile of that name."""
 
 
-class BudgetTooSmall(FinemoeError):
+class DoesNotFit(FinemoeError):
+    """The memory budget, the model and the machine do not go together."""
+
+
+class BudgetTooLarge(DoesNotFit):
+    """The machine has less memory than the budget promises."""
+
+
+class BudgetTooSmall(DoesNotFit):
     """The memory budget cannot hold the parts of the model that must always be there.
 
     Attributes:

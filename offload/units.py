@@ -1,4 +1,4 @@
-"""Sizes in bytes as people write and read them. Binary units (KiB, MiB, GiB) and decimal ones (kB, MB, GB)."""
+"""Sizes in bytes as people write and read them, in binary (KiB, MiB, GiB) and decimal units (kB, MB, GB)."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Architecture:
         return f"{prefix}.gate_proj.weight", f"{prefix}.up_proj.weight", f"{prefix}.down_proj.weight"
 
     def fused_keys(self, layer: int) -> tuple[str, str]:
-        """Checkpoint keys of a layer's experts, stored fused: ``[E, 2I, H]`` (gate over up) and ``[E, H, I]``."""
+        """Checkpoint keys of a layer's fused experts: ``[E, 2I, H]`` (gate over up) and ``[E, H, I]``."""
         prefix = self.experts_prefix.format(layer=layer)
         return f"{prefix}.gate_up_proj", f"{prefix}.down_proj"
 

@@ -130,9 +130,7 @@ def _spec_from_config(folder: Path, config: dict[str, Any]) -> ModelSpec:
         top_k=field.count("num_experts_per_tok"),
         hidden_size=hidden_size,
         expert_size=field.count("moe_intermediate_size"),
-        shared_expert_size=field.count("shared_expert_intermediate_size")
-        if architecture.has_shared_expert
-        else 0,
+        shared_expert_size=field.count("shared_expert_intermediate_size") if architecture.has_shared_expert else 0,
         decoder_layers=decoder_layers,
         num_heads=num_heads,
         num_kv_heads=field.count("num_key_value_heads", default=num_heads),

@@ -1,0 +1,1 @@
+"""Counters the engine increments, immutable snapshots others read, probes of memory."""

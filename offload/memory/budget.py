@@ -1,0 +1,137 @@
+"""The memory plan: what a model takes at a budget, worked out before a weight is read.
+
+A budget is a promise for the whole process. What cannot be chosen comes first: the interpreter with its libraries
+(measured, not guessed), the dense weights, the key-value cache for the whole context, working memory for the
+longest piece of a prompt, staging of the reading lanes. What is left is the arena.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from offload.errors import BudgetTooLarge, BudgetTooSmall
+from offload.models import ModelSpec
+from offload.units import MIB, format_bytes
+
+PREFILL_CHUNK = 1024
+"""Tokens of a prompt that go through the model in one piece. The same at every budget: the piece's shape reaches
+the last bits of the logits."""
+
+HEADROOM = 24 * MIB
+"""Room for what allocators hold beyond what was asked of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class FixedCosts:
+    """Bytes that the process takes whatever the arena's size.
+
+    Attributes:
+        base_bytes: The interpreter and its libraries, as measured just before loading.
+        dense_bytes: Weights that are not routed experts.
+        kv_bytes: Key-value cache for the whole context.
+        workspace_bytes: Working memory of a forward pass.
+        staging_bytes: Buffers of the reading lanes.
+    """
+
+    base_bytes: int
+    dense_bytes: int
+    kv_bytes: int
+    workspace_bytes: int
+    staging_bytes: int
+
+    @property
+    def total(self) -> int:
+        return self.base_bytes + self.dense_bytes + self.kv_bytes + self.workspace_bytes + self.staging_bytes
+
+    def __str__(self) -> str:
+        parts = (
+            ("libraries", self.base_bytes),
+            ("dense weights", self.dense_bytes),
+            ("KV cache", self.kv_bytes),
+            ("workspace", self.workspace_bytes + self.staging_bytes),
+        )
+        return ", ".join(f"{name} {format_bytes(size)}" for name, size in parts if size)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """How a budget is spent.
+
+    Attributes:
+        budget_bytes: The promise.
+        fixed: What it pays before the first expert.
+        slots: Experts that can be resident at once.
+        slot_bytes: Bytes of one slot.
+    """
+
+    budget_bytes: int
+    fixed: FixedCosts
+    slots: int
+    slot_bytes: int
+
+    @property
+    def arena_bytes(self) -> int:
+        return self.slots * self.slot_bytes
+
+    def to_dict(self) -> dict[str, int]:
+        """Flat, under the names that every output uses."""
+        return {
+            "budget_bytes": self.budget_bytes,
+            **asdict(self.fixed),
+            "arena_bytes": self.arena_bytes,
+            "slots": self.slots,
+            "slot_bytes": self.slot_bytes,
+        }
+
+
+def smallest_slots(spec: ModelSpec) -> int:
+    """Slots without which no token can be computed: one layer's choice, and as many to read into."""
+    return min(2 * spec.top_k, spec.total_experts)
+
+
+def workspace_bytes(spec: ModelSpec, context: int) -> int:
+    """Working memory of the largest forward pass: one piece of a prompt, or one decoded token.
+
+    A formula over the tensors that are alive at once, in bytes; checked against measurement in the tests.
+    """
+    tokens = min(PREFILL_CHUNK, context)
+    attention_width = spec.num_heads * spec.head_dim
+    rows = tokens * spec.top_k
+    attention = tokens * (8 * attention_width + 6 * spec.hidden_size) * 2 + tokens * context
+    experts = rows * (4 * spec.hidden_size + 2 * spec.expert_size) * 2 + tokens * 4 * spec.hidden_size * 2
+    shared = tokens * 3 * spec.shared_expert_size * 2
+    logits = 6 * spec.vocab_size * 4
+    return max(attention, experts + shared) + logits + HEADROOM
+
+
+def plan_slots(spec: ModelSpec, fixed: FixedCosts, slot_bytes: int, fraction: float) -> MemoryPlan:
+    """The plan that holds `fraction` (0..1) of the experts; 0 is the smallest arena that works."""
+    slots = max(smallest_slots(spec), round(fraction * spec.total_experts))
+    return MemoryPlan(fixed.total + slots * slot_bytes, fixed, slots, slot_bytes)
+
+
+def plan_budget(
+    spec: ModelSpec, fixed: FixedCosts, slot_bytes: int, budget_bytes: int, memory_bytes: int
+) -> MemoryPlan:
+    """The plan that makes the most of `budget_bytes` on a machine (or device) with `memory_bytes`.
+
+    Raises:
+        BudgetTooSmall: Not even the smallest arena fits beside the fixed parts.
+        BudgetTooLarge: The machine does not have that much memory.
+    """
+    smallest = plan_slots(spec, fixed, slot_bytes, 0.0)
+    if budget_bytes < smallest.budget_bytes:
+        needed = -(-smallest.budget_bytes // MIB)
+        raise BudgetTooSmall(
+            f"a budget of {format_bytes(budget_bytes)} is too small for {spec.name}: "
+            f"it takes {fixed}, {smallest.slots} expert slots {format_bytes(smallest.arena_bytes)}",
+            f"the smallest budget that works is {needed}MiB; a smaller --context needs less",
+            smallest_bytes=smallest.budget_bytes,
+        )
+    if budget_bytes > memory_bytes:
+        raise BudgetTooLarge(
+            f"a budget of {format_bytes(budget_bytes)} is more than the {format_bytes(memory_bytes)} there are",
+            "choose a smaller one",
+        )
+    slots = min((budget_bytes - fixed.total) // slot_bytes, spec.total_experts)
+    return MemoryPlan(budget_bytes, fixed, slots, slot_bytes)

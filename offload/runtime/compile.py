@@ -1,0 +1,81 @@
+"""Compiling the decode kernels, once a machine, in a process of its own.
+
+Compiling takes about half a minute and 300 MiB that no budget should have to hold, so it happens beside the
+engine; the engine then takes the compiled code from Numba's cache folder (``NUMBA_CACHE_DIR``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+from offload.errors import EngineBroken, StorageError
+
+Progress = Callable[[str, int, int], None]
+
+_SOURCE = Path(__file__).with_name("kernels.py")
+_COMPILE = "import offload.runtime.kernels"
+
+
+def kernels_compiled() -> bool:
+    """Whether this version of the kernels was compiled into the cache folder before."""
+    return _marker().is_file()
+
+
+def compile_kernels(progress: Progress | None = None) -> bool:
+    """Compile the kernels if that was not done before; returns whether anything was compiled.
+
+    Raises:
+        EngineBroken: The compilation failed.
+        StorageError: The cache folder cannot be written.
+    """
+    if kernels_compiled():
+        return False
+    if progress is not None:
+        progress("compile", 0, 1)
+    done = subprocess.run(
+        [sys.executable, "-c", _COMPILE], capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
+    )
+    if done.returncode != 0:
+        last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+        raise EngineBroken(f"the decode kernels cannot be compiled: {last[0]}", "use --kernels reference")
+    try:
+        _marker().parent.mkdir(parents=True, exist_ok=True)
+        _marker().touch()
+    except OSError as error:
+        raise StorageError(f"the kernel cache cannot be written: {error}", "set NUMBA_CACHE_DIR") from error
+    if progress is not None:
+        progress("compile", 1, 1)
+    return True
+
+
+def _marker() -> Path:
+    """A file that stands for one state of everything Numba's cache depends on."""
+    stat = _SOURCE.stat()
+    parts = (
+        str(_SOURCE),
+        _SOURCE.read_text(encoding="utf-8"),
+        str(stat.st_mtime_ns),
+        sys.version,
+        version("numba"),
+        version("llvmlite"),
+        _processor(),
+    )
+    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    folder = os.environ.get("NUMBA_CACHE_DIR")
+    base = Path(folder) if folder else _SOURCE.parent / "__pycache__"
+    return base / f"finemoe-kernels-{digest}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    wanted = ("model name", "flags", "Features")
+    return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))

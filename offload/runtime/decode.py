@@ -1,0 +1,178 @@
+"""The fast decode step: one token through the kernels, stopping only where an expert is absent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from offload.memory.arena import HostArena
+from offload.memory.residency import Residency
+from offload.models import ModelSpec
+from offload.runtime import kernels
+from offload.runtime.fetch import ExpertFetcher
+from offload.runtime.kv import KVCache
+from offload.runtime.loading import DenseWeights
+from offload.store.base import ExpertStore
+from offload.telemetry.counters import Counters
+
+
+@dataclass(frozen=True, slots=True)
+class DenseView:
+    """The dense weights as the kernels read them.
+
+    Attributes:
+        layers: [L, N] uint16, one row of bfloat16 bits a layer.
+        at: [11] int64, where each matrix begins in a row (see `kernels.AT_*`).
+        embedding / head: [V, H] uint16.
+        norm: [H] uint16, the last norm.
+        rope: [C, D] float32, cosines then sines of each position.
+        eps: Of the norms.
+        norm_topk: Whether the chosen probabilities are made to sum to 1.
+    """
+
+    layers: NDArray[np.uint16]
+    at: NDArray[np.int64]
+    embedding: NDArray[np.uint16]
+    head: NDArray[np.uint16]
+    norm: NDArray[np.uint16]
+    rope: NDArray[np.float32]
+    eps: np.float32
+    norm_topk: bool
+
+
+def dense_view(spec: ModelSpec, model: Any, dense: DenseWeights, context: int) -> DenseView:
+    """The view of loaded dense weights for a cache of `context` positions."""
+    table = (spec.vocab_size, spec.hidden_size)
+    embedding = dense.tensor("model.embed_tokens.weight", table)
+    has_head = "lm_head.weight" in dense.layout.begin
+    rotary = model.model.rotary_emb
+    angles = torch.arange(context, dtype=torch.float32)[:, None] * rotary.inv_freq.float()
+    cos, sin = angles.cos() * rotary.attention_scaling, angles.sin() * rotary.attention_scaling
+    return DenseView(
+        layers=dense.layers,
+        at=np.array(dense.layout.group_at, np.int64),
+        embedding=embedding,
+        head=dense.tensor("lm_head.weight", table) if has_head else embedding,
+        norm=dense.tensor("model.norm.weight", (spec.hidden_size,)),
+        rope=torch.cat((cos, sin), dim=1).contiguous().numpy(),
+        eps=np.float32(model.config.rms_norm_eps),
+        norm_topk=bool(getattr(model.config, "norm_topk_prob", False)),
+    )
+
+
+class FastDecoder:
+    """Computes one token with a few kernel calls, exactly the same whatever is resident.
+
+    Scratch arrays are made once; nothing is allocated per token but the logits.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        dense: DenseView,
+        cache: KVCache,
+        store: ExpertStore,
+        arena: HostArena,
+        residency: Residency,
+        fetcher: ExpertFetcher,
+        counters: Counters,
+    ) -> None:
+        self._spec = spec
+        self._dense = dense
+        self._cache = cache
+        self._cache_bits = cache.bits
+        self._fetcher = fetcher
+        self._counters = counters
+        self._weights = arena.buffer.view(np.uint16)
+        self._slot_size = arena.slot_bytes // 2
+        self._gate_up_at = store.gate_up_offset // 2
+        self._down_at = store.down_offset // 2
+        self._residency = residency
+        self._dims = np.array(
+            [
+                spec.hidden_size,
+                spec.num_experts,
+                spec.top_k,
+                spec.expert_size,
+                spec.shared_expert_size,
+                spec.num_heads,
+                spec.num_kv_heads,
+                spec.head_dim,
+                int(dense.norm_topk),
+            ],
+            np.int64,
+        )
+        hidden, layers = spec.hidden_size, spec.num_layers
+        widest = max(spec.expert_size, spec.shared_expert_size)
+        self._x = _floats(hidden)
+        self._normed = _floats(hidden)
+        self._qkv = _floats((spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim)
+        self._heads = _floats(spec.num_heads * spec.head_dim)
+        self._scores = _floats(spec.num_heads // spec.num_kv_heads, cache.context)
+        self._wide = _floats(hidden)
+        self._gate_up = _floats(2 * widest)
+        self._gated = _floats(widest)
+        self._rows = _floats(spec.top_k + 1, hidden)
+        self._done = np.zeros(spec.top_k + 1, np.uint8)
+        self.probabilities = _floats(layers, spec.num_experts)
+        """[L, E] float32: the last token's router probabilities."""
+        self.chosen = np.zeros((layers, spec.top_k), np.int32)
+        """[L, K] int32: the last token's experts, likeliest first."""
+        self.shares = _floats(layers, spec.top_k)
+        """[L, K] float32: the weights their outputs had."""
+
+    def step(self, token: int) -> torch.Tensor:
+        """Logits after `token` at the next position of the cache: [1, 1, V] float32.
+
+        Raises:
+            ExpertReadError: An expert could not be read; the cache is as before.
+        """
+        kernels.embed(self._dense.embedding, token, self._x)
+        layers, experts = self._spec.num_layers, self._spec.num_experts
+        layer = self._run(0, False)
+        while layer < layers:
+            needed = [layer * experts + int(e) for e in self.chosen[layer]]
+            try:
+                self._fetcher.request(layer, needed)
+                while self._compute_rows(layer):
+                    self._fetcher.wait(layer)
+                self._fetcher.release(needed)
+            except BaseException:
+                self._fetcher.abandon(needed)
+                raise
+            layer = self._run(layer, True)
+        self._cache.advance()
+        logits = np.empty(self._spec.vocab_size, np.float32)
+        kernels.head(self._x, self._dense.norm, self._dense.eps, self._dense.head, self._normed, logits)
+        return torch.from_numpy(logits).view(1, 1, -1)
+
+    def _run(self, first: int, resume: bool) -> int:
+        dense, fetcher, counters = self._dense, self._fetcher, self._counters
+        return int(
+            kernels.run_layers(
+                first, self._spec.num_layers, resume, self._cache.length, self._dims, dense.at, dense.eps,
+                dense.layers, dense.rope, self._cache_bits, self._weights, self._gate_up_at, self._down_at,
+                self._residency.slot_of, self._residency.state, self._slot_size, self._x, self._normed, self._qkv,
+                self._heads, self._scores, self._wide, self.probabilities, self.chosen, self.shares, self._gate_up,
+                self._gated, self._rows, self._done, fetcher.fresh, counters.tally[fetcher.phase], counters.uses,
+                fetcher.last_used, fetcher.clock,
+            )
+        )  # fmt: skip
+
+    def _compute_rows(self, layer: int) -> int:
+        dense = self._dense
+        return int(
+            kernels.compute_rows(
+                layer, self._dims, dense.at, dense.layers, self._weights, self._gate_up_at, self._down_at,
+                self._residency.slot_of, self._residency.state, self._slot_size, self._normed, self.chosen,
+                self._gate_up, self._gated, self._rows, self._done,
+            )
+        )  # fmt: skip
+
+
+def _floats(*shape: int) -> NDArray[np.float32]:
+    return np.zeros(shape, np.float32)
