@@ -212,9 +212,7 @@ class Lanes:
         seconds = perf_counter() - begin
         with self._lock:
             del self._reading[request.expert]
-        return Completion(
-            request.expert, request.slot, request.demand, 0 if error else nbytes, seconds, error
-        )
+        return Completion(request.expert, request.slot, request.demand, 0 if error else nbytes, seconds, error)
 
 
 def _priority(request: _Request) -> float:

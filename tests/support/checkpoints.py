@@ -30,6 +30,7 @@ def tiny_checkpoint(
     vocab: int = 320,
     layout: Layout = "per-expert",
     shards: int = 1,
+    dense_layers: Sequence[int] = (),
     seed: int = 0,
 ) -> Path:
     """A random bf16 model in ``folder``, loadable by transformers as it is. Returns ``folder``.
@@ -37,7 +38,7 @@ def tiny_checkpoint(
     Args:
         folder: Made if it is not there.
         family: ``model_type`` of the configuration.
-        layers: Decoder layers, all with routed experts.
+        layers: Decoder layers.
         experts: Routed experts a layer.
         top_k: Routed experts a token uses.
         hidden: Width of the residual stream; 4 attention heads, 2 key-value heads.
@@ -48,6 +49,7 @@ def tiny_checkpoint(
             another), ``fused`` a layer at a time, ``scattered`` one by one in random order, so that the three
             matrices of an expert lie anywhere.
         shards: Files; the cuts fall anywhere, also inside of an expert.
+        dense_layers: Decoder layers with one plain MLP in the place of experts.
         seed: Of weights and order.
     """
     torch.manual_seed(seed)
@@ -68,6 +70,7 @@ def tiny_checkpoint(
         eos_token_id=1,
         pad_token_id=None,
         tie_word_embeddings=False,
+        mlp_only_layers=list(dense_layers),
         norm_topk_prob=family == "qwen3_moe",
         **({"shared_expert_intermediate_size": shared} if family == "qwen2_moe" else {}),
     )

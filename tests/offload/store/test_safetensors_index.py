@@ -200,6 +200,4 @@ def test_tensors_that_cannot_be_read(checkpoint, tmp_path):
         index.read_tensor("lm_head.weight", memoryview(bytearray(1)))
     os.truncate(folder / SINGLE_FILE, 10_000)
     with pytest.raises(CorruptCheckpoint, match="ends"):
-        index.read_tensor(
-            "model.norm.weight", memoryview(bytearray(index.tensors["model.norm.weight"].nbytes))
-        )
+        index.read_tensor("model.norm.weight", memoryview(bytearray(index.tensors["model.norm.weight"].nbytes)))
