@@ -1,4 +1,8 @@
-"""The command ``finemoe``: its commands put together, and every way it can end."""
+"""``main``: runs one command, and every way it can end.
+
+What is imported here is light: from the first line of :func:`main` on, Ctrl-C ends the command in one line, and
+the imports of the commands themselves are already under that roof.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,11 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Annotated, NoReturn
+from typing import NoReturn
 
-import typer
-
-from finemoe_cli.commands import config, doctor, profiles, pull, run
-from finemoe_cli.exit_codes import MEANINGS, ExitCode, exit_code_of
-from finemoe_cli.models import ChildFailed
+from finemoe_cli.exit_codes import ExitCode, exit_code_of
 from finemoe_cli.output import (
-    Output,
+    Reported,
     StdoutClosed,
     drop_stdout,
     finish_stdout,
@@ -26,52 +26,6 @@ from finemoe_cli.signals import interrupts
 from offload.errors import FinemoeError
 
 DEBUG_VARIABLE = "FINEMOE_DEBUG"
-
-_EXAMPLES = """
-[bold]Examples[/]
-
-  finemoe run "Why is the sky blue?"
-  finemoe run --budget 600MiB --stats "Write a haiku about disks"
-  git diff | finemoe run "Write a commit message for this:"
-"""
-
-_EXIT_CODES = "[bold]Exit codes[/]\n\n" + "\n".join(
-    f"  [bold]{code.value:>3}[/]  {meaning}" for code, meaning in MEANINGS.items()
-)
-
-app = typer.Typer(
-    name="finemoe",
-    help="Chat with a mixture-of-experts model that is larger than the memory you give it.",
-    epilog=f"{_EXAMPLES}\n\n{_EXIT_CODES}",
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["--help", "-h"]},
-)
-app.command()(run.run)
-app.command()(pull.pull)
-app.command()(doctor.doctor)
-app.add_typer(profiles.app, name="profiles")
-app.add_typer(config.app, name="config")
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
-
-        Output().line(f"finemoe {version('finemoe')}")
-        raise typer.Exit
-
-
-@app.callback(invoke_without_command=True)
-def root(
-    context: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", "-V", help="Print the version.", callback=_version, is_eager=True)
-    ] = False,
-) -> None:
-    """Shows the help when no command is given."""
-    if context.invoked_subcommand is None:
-        context.get_help()
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -86,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _invoke(arguments: Sequence[str] | None) -> int:
+    from finemoe_cli.cli import app
+
     result = app(args=arguments, prog_name="finemoe", standalone_mode=False)
     if result == ExitCode.INTERRUPTED:
         raise KeyboardInterrupt
@@ -105,7 +61,7 @@ def _ending(work: Callable[[], int | None]) -> int:
             drop_stdout()
             return ExitCode.OK
         return error.code if isinstance(error.code, int) else ExitCode.FAILURE
-    except ChildFailed as error:
+    except Reported as error:
         return error.code
     except BaseException as error:
         return _tell(error)

@@ -19,7 +19,14 @@ from offload.errors import FinemoeError
 from offload.telemetry.probes import HostProbe, NvmlProbe
 from offload.units import GIB, MIB, format_bytes
 from profiles.models import demo_folder, find_model, is_demo
-from profiles.paths import cache_dir, config_file, ensure_folder, kernels_dir
+from profiles.paths import (
+    cache_dir,
+    check_folder,
+    config_file,
+    existing_parent,
+    kernels_dir,
+    models_dir,
+)
 from profiles.settings import Resolved, resolve
 
 PACKAGES = ("torch", "transformers", "accelerate", "numba", "numpy", "safetensors", "tokenizers", "textual")
@@ -152,9 +159,9 @@ def _gpu(_: Subject) -> Iterator[Finding]:
 def _folders(_: Subject) -> Iterator[Finding]:
     folder = cache_dir()
     try:
-        ensure_folder(folder)
-        ensure_folder(kernels_dir())
-        free = shutil.disk_usage(folder).free
+        check_folder(models_dir())
+        check_folder(kernels_dir())
+        free = shutil.disk_usage(existing_parent(folder)).free
     except (FinemoeError, OSError) as error:
         yield Finding("warn", "cache", f"{error}; models cannot be pulled", {"path": str(folder)})
         return

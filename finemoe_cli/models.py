@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from finemoe_cli.output import Output
+from finemoe_cli.output import Output, Reported
 from finemoe_cli.signals import interrupts
 from offload.errors import ModelNotFound
 from profiles.environment import prepare_process
@@ -14,14 +15,7 @@ from profiles.models import DEMO, demo_folder, find_model, is_demo
 from profiles.paths import ensure_folder, models_dir
 
 _CHILD = "import sys; sys.path.append(sys.argv.pop(1)); from finemoe_cli.app import main; main()"
-
-
-class ChildFailed(Exception):
-    """A ``finemoe`` process that this one started failed, and has said why."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
+_PATIENCE_S = 0.5
 
 
 def ensure_model(name: str, output: Output) -> Path:
@@ -29,7 +23,7 @@ def ensure_model(name: str, output: Output) -> Path:
 
     Raises:
         ModelNotFound: There is no such model.
-        ChildFailed: The demo could not be pulled.
+        Reported: The demo could not be pulled.
     """
     folder = find_model(name)
     if is_demo(name) and not _is_complete(folder):
@@ -73,8 +67,17 @@ def _pull_apart(output: Output) -> None:
     command = [sys.executable, "-P", "-c", _CHILD, str(Path(__file__).parents[1]), "pull", DEMO]
     if output.quiet:
         command.append("--quiet")
-    # Ctrl-C reaches both processes; the child says so and this one follows.
     with interrupts.left_to_child():
-        child = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        told = False
+        while child.poll() is None:
+            try:
+                child.wait(_PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                # Ctrl-C reaches both processes; a signal to this one alone has to be handed on.
+                if interrupts.seen and not told:
+                    child.send_signal(signal.SIGINT)
+                    told = True
     if child.returncode:
-        raise ChildFailed(child.returncode if child.returncode > 0 else 128 - child.returncode)
+        raise Reported(child.returncode if child.returncode > 0 else 128 - child.returncode)
+    interrupts.check()

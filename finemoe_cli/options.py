@@ -45,8 +45,8 @@ def complete_device() -> list[str]:
     return ["auto", "cpu", "cuda"]
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.")]
+Json = Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", metavar="", help="Nothing on stderr but errors.")]
 Model = Annotated[
     str | None,
     typer.Option(

@@ -26,6 +26,18 @@ class StdoutClosed(Exception):
     """Whoever read stdout went away; there is nobody to tell anything to."""
 
 
+class Reported(Exception):
+    """The command failed, and why has been said already, by another process.
+
+    Attributes:
+        code: The exit code to end with.
+    """
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
 class Output:
     """What a command prints through.
 
@@ -128,12 +140,13 @@ class Output:
     @contextmanager
     def waiting(self, text: str) -> Iterator[Callable[[], None]]:
         """A spinner on a terminal until the block ends, or until what it gives is called."""
-        console = None if self.quiet else _console(sys.stderr)
-        if console is None or not console.is_terminal:
+        if self.quiet:
             yield lambda: None
             return
-        with console.status(text, spinner="dots" if console.encoding.startswith("utf") else "line") as status:
-            yield status.stop
+        from ui.progress import Waiting
+
+        with Waiting(_console(sys.stderr), text) as waiting:
+            yield waiting.stop
 
 
 def print_error(message: str, hint: str = "") -> None:

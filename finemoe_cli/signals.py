@@ -56,7 +56,11 @@ class Interrupts:
     @contextmanager
     def left_to_child(self) -> Iterator[None]:
         """Within the block a SIGINT, which the child process gets too, is the child's to answer."""
-        self._handle(lambda signum, frame: None)
+
+        def note(signum: int, frame: FrameType | None) -> None:
+            self.seen = True
+
+        self._handle(note)
         try:
             yield
         finally:

@@ -47,9 +47,7 @@ def parse_toml(text: str, path: Path) -> dict[str, object]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(
-            f"{path} is not valid TOML: {_lower_first(str(error))}", "correct that line"
-        ) from error
+        raise ConfigError(f"{path} is not valid TOML: {_lower_first(str(error))}", "correct that line") from error
 
 
 def line_of(key: str, path: Path) -> int | None:

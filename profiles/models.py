@@ -50,6 +50,4 @@ def find_model(name: str) -> Path:
     if path.exists():
         raise ModelNotFound(f"{name} is not a folder", "give the folder that has the model's config.json")
     known = ", ".join(dict.fromkeys([DEMO, *pulled_models()]))
-    raise ModelNotFound(
-        f"no model or folder called '{name}'", f"known models: {known}; or give a folder's path"
-    )
+    raise ModelNotFound(f"no model or folder called '{name}'", f"known models: {known}; or give a folder's path")

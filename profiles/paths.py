@@ -70,6 +70,20 @@ def ensure_folder(folder: Path) -> Path:
     return folder
 
 
+def existing_parent(path: Path) -> Path:
+    """``path``, or the nearest of its parents that there is."""
+    return path if os.path.lexists(path) else existing_parent(path.parent)
+
+
+def check_folder(folder: Path) -> None:
+    """Raises what :func:`ensure_folder` would, as far as can be told without creating anything."""
+    place = existing_parent(folder)
+    if not place.is_dir():
+        raise unwritable(folder, NotADirectoryError(20, "Not a directory"))
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise unwritable(folder, PermissionError(13, "Permission denied"))
+
+
 def unwritable(path: Path, error: OSError) -> StorageError:
     """The error for a failed write at ``path``, with the way out as its hint."""
     for variable, root in (

@@ -53,21 +53,15 @@ class Settings:
         default=DEFAULT_CONTEXT,
         metadata=_says(values.CONTEXT, "Longest conversation in tokens; its cache is held in memory"),
     )
-    kernels: str = field(
-        default="auto", metadata=_says(values.KERNELS, "Decode kernels: auto, fast, reference")
-    )
-    device: str = field(
-        default="auto", metadata=_says(values.device, "Where to run: auto, cpu, cuda, cuda:N")
-    )
+    kernels: str = field(default="auto", metadata=_says(values.KERNELS, "Decode kernels: auto, fast, reference"))
+    device: str = field(default="auto", metadata=_says(values.device, "Where to run: auto, cpu, cuda, cuda:N"))
     threads: int | None = field(default=None, metadata=_says(values.THREADS, "Threads that compute"))
     lanes: int | None = field(default=None, metadata=_says(values.LANES, "Threads that read experts"))
     policy: str = field(
         default="demand", metadata=_says(values.POLICY, "How experts are chosen to be read and evicted")
     )
     system: str | None = field(default=None, metadata=_says(values.text, "System prompt"))
-    max_new_tokens: int = field(
-        default=512, metadata=_says(values.Whole(1, 1 << 24), "Longest answer in tokens")
-    )
+    max_new_tokens: int = field(default=512, metadata=_says(values.Whole(1, 1 << 24), "Longest answer in tokens"))
     temperature: float | None = field(
         default=None, metadata=_says(values.Number(0, 100), "Sampling temperature; 0 is greedy")
     )
@@ -195,9 +189,7 @@ def check_known(name: str, where: str = "") -> str:
     return name
 
 
-def resolve(
-    flags: Mapping[str, object] | None = None, environment: Mapping[str, str] | None = None
-) -> Resolved:
+def resolve(flags: Mapping[str, object] | None = None, environment: Mapping[str, str] | None = None) -> Resolved:
     """The settings in force, given the command line's ``flags`` (None values count as not given).
 
     Raises:

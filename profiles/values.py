@@ -131,7 +131,7 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 def device(raw: object) -> str:
     """Where the model runs."""
     if not isinstance(raw, str) or not _DEVICE.fullmatch(raw):
-        raise BadValue(f"it must be auto, cpu, cuda or cuda:N")
+        raise BadValue("it must be auto, cpu, cuda or cuda:N")
     return raw
 
 

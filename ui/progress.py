@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     Progress,
@@ -15,12 +16,59 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.spinner import Spinner
+from rich.text import Text
+
+
+class Waiting:
+    """A spinner beside a few words, on a terminal only; it goes away without a trace.
+
+    It leaves stdout and stderr as they are, so that what is printed meanwhile is not held back: stop it first.
+    """
+
+    def __init__(self, console: Console, text: str) -> None:
+        spinner = Spinner("dots" if console.encoding.startswith("utf") else "line", Text(text, "note"))
+        self._live = Live(
+            spinner,
+            console=console,
+            transient=True,
+            refresh_per_second=10,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._shown = console.is_terminal
+
+    def __enter__(self) -> Self:
+        if self._shown:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Takes it off the terminal; may be called again."""
+        self._live.stop()
 
 
 class ProgressCallback(Protocol):
     """What the engine and the demo's builder report to: ``total`` is 0 where it is not known."""
 
     def __call__(self, stage: str, done: int, total: int) -> None: ...
+
+
+_STAGES = {
+    "wait": "waiting for another finemoe that builds it",
+    "fetch": "fetching",
+    "read": "reading the source",
+    "write": "writing the model",
+    "compile": "compiling the kernels",
+    "load": "loading the model",
+    "calibrate": "measuring the disk",
+}
+"""Stages in words; one that is not here is shown by its name."""
 
 
 class StageProgress:
@@ -45,6 +93,8 @@ class StageProgress:
             console=console,
             transient=transient,
             disable=not console.is_terminal,
+            redirect_stdout=False,
+            redirect_stderr=False,
         )
 
     def __enter__(self) -> Self:
@@ -61,9 +111,10 @@ class StageProgress:
         task = self._tasks.get(stage)
         if task is None:
             self._finish_earlier()
-            task = self._tasks[stage] = self._progress.add_task(stage, total=total or None)
+            words = _STAGES.get(stage, stage)
+            task = self._tasks[stage] = self._progress.add_task(words, total=total or None)
             if self._lines:
-                self._console.print(f"{stage} ...", style="note")
+                self._console.print(f"{words} ...", style="note")
         self._progress.update(task, completed=done, total=total or None)
 
     def stop(self) -> None:

@@ -79,9 +79,7 @@ def _phase(counts: Numbers, passes: int | None) -> str:
     else:
         cost = (f"{brought / MIB / passes:.2f} MiB/token", f"stall {stall * 1000 / passes:.1f} ms/token")
     parts = [f"hit {counts['hit_rate']:.1%}" if counts.get("hit_rate") is not None else ""]
-    parts += [
-        f"{counts[kind]} {kind}" for kind in ("resident", "prefetched", "late", "missed") if counts.get(kind)
-    ]
+    parts += [f"{counts[kind]} {kind}" for kind in ("resident", "prefetched", "late", "missed") if counts.get(kind)]
     return _join(*parts, *cost)
 
 
@@ -108,9 +106,7 @@ def _setup(completion: Numbers) -> str:
     reads = ""
     if "direct" in io:
         reads = (
-            "direct I/O"
-            if io["direct"]
-            else f"buffered reads ({io.get('direct_refused') or 'direct I/O refused'})"
+            "direct I/O" if io["direct"] else f"buffered reads ({io.get('direct_refused') or 'direct I/O refused'})"
         )
     return _join(
         str(completion.get("model") or ""),

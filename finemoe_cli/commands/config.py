@@ -36,8 +36,8 @@ Key = Annotated[
 
 @app.command()
 def show(
-    origin: Annotated[bool, typer.Option("--origin", help="Say where each value comes from.")] = False,
-    about: Annotated[bool, typer.Option("--about", help="Say what each setting means.")] = False,
+    origin: Annotated[bool, typer.Option("--origin", metavar="", help="Say where each value comes from.")] = False,
+    about: Annotated[bool, typer.Option("--about", metavar="", help="Say what each setting means.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Show every setting and its value."""
@@ -98,7 +98,9 @@ def unset(key: Key, quiet: options.Quiet = False) -> None:
 
 @app.command()
 def path(
-    everything: Annotated[bool, typer.Option("--all", help="Also the folders for caches and data.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", metavar="", help="Also the folders for caches and data.")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Print where the settings file is."""

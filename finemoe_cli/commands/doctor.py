@@ -15,7 +15,9 @@ def doctor(
     model: options.Model = None,
     gpu_selftest: Annotated[
         bool,
-        typer.Option("--gpu-selftest", help="Run the transfer checks on the GPU; fails where there is none."),
+        typer.Option(
+            "--gpu-selftest", metavar="", help="Run the transfer checks on the GPU; fails where there is none."
+        ),
     ] = False,
     as_json: options.Json = False,
 ) -> None:

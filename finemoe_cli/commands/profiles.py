@@ -102,7 +102,9 @@ def create(
     lanes: Annotated[
         str | None, typer.Option("--lanes", metavar="NUMBER", help="Threads that read experts.")
     ] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Write over a profile of that name.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", metavar="", help="Write over a profile of that name.")
+    ] = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Make a profile of your own."""

@@ -37,6 +37,7 @@ def run(
     prompt: Annotated[
         str | None,
         typer.Argument(
+            metavar="PROMPT",
             help="What to ask. Without it, or with -, it is read from stdin; text piped in follows it.",
             show_default=False,
         ),
@@ -145,7 +146,10 @@ def run(
     raw: Annotated[
         bool,
         typer.Option(
-            "--raw", help="Continue the text as it is, without the chat template.", rich_help_panel=_SAMPLING
+            "--raw",
+            metavar="",
+            help="Continue the text as it is, without the chat template.",
+            rich_help_panel=_SAMPLING,
         ),
     ] = False,
     kernels: Annotated[
@@ -192,22 +196,30 @@ def run(
         ),
     ] = None,
     no_stream: Annotated[
-        bool, typer.Option("--no-stream", help="Print the answer when it is whole.", rich_help_panel=_OUTPUT)
+        bool,
+        typer.Option("--no-stream", metavar="", help="Print the answer when it is whole.", rich_help_panel=_OUTPUT),
     ] = False,
     stats: Annotated[
         bool,
         typer.Option(
-            "--stats", help="A short table of speed, hits and memory, on stderr.", rich_help_panel=_OUTPUT
+            "--stats",
+            metavar="",
+            help="A short table of speed, hits and memory, on stderr.",
+            rich_help_panel=_OUTPUT,
         ),
     ] = False,
     as_json: Annotated[
         bool,
         typer.Option(
-            "--json", help="Print one JSON object: answer, tokens and all counters.", rich_help_panel=_OUTPUT
+            "--json",
+            metavar="",
+            help="Print one JSON object: answer, tokens and all counters.",
+            rich_help_panel=_OUTPUT,
         ),
     ] = False,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.", rich_help_panel=_OUTPUT)
+        bool,
+        typer.Option("--quiet", "-q", metavar="", help="Nothing on stderr but errors.", rich_help_panel=_OUTPUT),
     ] = False,
 ) -> None:
     """Answer one prompt, token by token as it comes.
