@@ -12,6 +12,7 @@ from finemoe_cli.models import ensure_model
 from finemoe_cli.output import Output, StdoutClosed
 from finemoe_cli.prompt import read_prompt
 from finemoe_cli.signals import interrupts
+from offload.models.spec import read_spec
 from profiles.environment import prepare_process
 from profiles.settings import Resolved, resolve
 
@@ -251,6 +252,7 @@ def run(
     )
     question = read_prompt(prompt, output)
     folder = ensure_model(resolved.settings.model, output)
+    read_spec(folder)  # What cannot be run is said before torch is imported.
     for warning in prepare_process():
         output.warn(warning)
 
