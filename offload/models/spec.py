@@ -126,7 +126,7 @@ def _spec_from_config(folder: Path, config: dict[str, Any]) -> ModelSpec:
         folder=folder,
         architecture=architecture,
         moe_layers=moe_layers,
-        num_experts=field.count("num_experts"),
+        num_experts=field.count("num_experts", "num_local_experts"),
         top_k=field.count("num_experts_per_tok"),
         hidden_size=hidden_size,
         expert_size=field.count("moe_intermediate_size"),
@@ -158,8 +158,10 @@ class _Fields:
         self._config = config
         self._defaults = defaults
 
-    def count(self, name: str, default: int | None = None) -> int:
-        value = self._config.get(name)
+    def count(self, name: str, *other_names: str, default: int | None = None) -> int:
+        """The count under `name`, or under another name that some writers of checkpoints use."""
+        present = (self._config[key] for key in (name, *other_names) if self._config.get(key) is not None)
+        value = next(present, None)
         if value is None:
             value = self._defaults.get(name, default)
         if type(value) is not int or not 0 < value <= self.LARGEST:

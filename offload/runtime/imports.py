@@ -11,6 +11,7 @@ Measured on Linux with torch 2.13: 368 MiB resident after a plain import, 260 Mi
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ _OPTIONAL = ("scipy", "sklearn", "pandas", "PIL", "matplotlib", "sentencepiece")
 
 def import_transformers() -> None:
     """Import transformers and what the engine uses of it; does nothing special if it is imported already."""
+    # OpenMP's threads spin while they wait for one another: with a second busy process on the machine a product
+    # of two threads takes ten times as long. Sleeping costs a few microseconds. Read once, when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if "transformers" in sys.modules:
         return
     import torch

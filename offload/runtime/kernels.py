@@ -53,20 +53,20 @@ _OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "fastmath": True, "err
 
 
 @njit(inline="always")
-def _widen(bits):  # type: ignore[no-untyped-def]
+def _widen(bits):
     """The float32 that a bfloat16's bits mean."""
     return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
 
 
 @njit(inline="always")
-def _narrow(value):  # type: ignore[no-untyped-def]
+def _narrow(value):
     """The bits of the bfloat16 nearest to a finite float32, ties to even."""
     bits = np.float32(value).view(np.uint32)
     return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
 
 
 @njit(**_OPTIONS)
-def _matvec(weights, at, rows, x, out):  # type: ignore[no-untyped-def]
+def _matvec(weights, at, rows, x, out):
     """out[r] = sum_c weights[at + r * len(x) + c] * x[c]."""
     columns = x.shape[0]
     for r in range(rows):
@@ -79,7 +79,7 @@ def _matvec(weights, at, rows, x, out):  # type: ignore[no-untyped-def]
 
 
 @njit(**_OPTIONS)
-def _rms_norm(x, weights, at, eps, out):  # type: ignore[no-untyped-def]
+def _rms_norm(x, weights, at, eps, out):
     size = x.shape[0]
     total = np.float32(0.0)
     for i in range(size):
@@ -91,7 +91,7 @@ def _rms_norm(x, weights, at, eps, out):  # type: ignore[no-untyped-def]
 
 
 @njit(**_OPTIONS)
-def _gated(gate_up, size, out):  # type: ignore[no-untyped-def]
+def _gated(gate_up, size, out):
     """out[i] = silu(gate_up[i]) * gate_up[size + i]."""
     for i in range(size):
         gate = gate_up[i]
@@ -99,7 +99,7 @@ def _gated(gate_up, size, out):  # type: ignore[no-untyped-def]
 
 
 @njit(**_OPTIONS)
-def _rotate(head, cos, sin):  # type: ignore[no-untyped-def]
+def _rotate(head, cos, sin):
     """Rotary embedding of one head in place; cos and sin are [D/2]."""
     half = cos.shape[0]
     for i in range(half):
@@ -110,7 +110,7 @@ def _rotate(head, cos, sin):  # type: ignore[no-untyped-def]
 
 
 @njit(**_OPTIONS)
-def _attend(q, keys, values, length, group, scale, scores, out):  # type: ignore[no-untyped-def]
+def _attend(q, keys, values, length, group, scale, scores, out):
     """Attention of the `group` query heads that share one key-value head.
 
     q, out: [group, D] float32; keys, values: [C, D] bfloat16 bits; scores: [group, C] float32.
@@ -149,7 +149,6 @@ def _attend(q, keys, values, length, group, scale, scores, out):  # type: ignore
 
 @njit(**_OPTIONS)
 def _attention(layer, position, dims, at, dense, eps, rope, cache, x, normed, qkv, heads, scores, wide):
-    # type: ignore[no-untyped-def]
     """Norm, projections, rotary embedding, cache, attention, output projection; adds its result to x."""
     width, queries, groups = dims[HEAD_DIM], dims[Q_HEADS], dims[KV_HEADS]
     hidden = dims[HIDDEN]
@@ -196,7 +195,7 @@ def _attention(layer, position, dims, at, dense, eps, rope, cache, x, normed, qk
 
 
 @njit(**_OPTIONS)
-def _route(layer, dims, at, dense, normed, probabilities, chosen, shares):  # type: ignore[no-untyped-def]
+def _route(layer, dims, at, dense, normed, probabilities, chosen, shares):
     """Router: softmax over all experts, the top K in falling order (ties to the lower index)."""
     experts, top_k = dims[EXPERTS], dims[TOP_K]
     p = probabilities[layer]
@@ -229,7 +228,7 @@ def _route(layer, dims, at, dense, normed, probabilities, chosen, shares):  # ty
 
 
 @njit(**_OPTIONS)
-def _expert(arena, gate_up_at, down_at, dims, normed, gate_up, gated, out):  # type: ignore[no-untyped-def]
+def _expert(arena, gate_up_at, down_at, dims, normed, gate_up, gated, out):
     size = dims[EXPERT_SIZE]
     _matvec(arena, gate_up_at, 2 * size, normed, gate_up)
     _gated(gate_up, size, gated)
@@ -246,7 +245,7 @@ def _expert(arena, gate_up_at, down_at, dims, normed, gate_up, gated, out):  # t
 def compute_rows(
     layer, dims, at, dense, arena, gate_up_at, down_at, slot_of, state, slot_size,
     normed, chosen, gate_up, gated, rows, done,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """Compute what can be computed of one layer's experts now: the shared one, and the chosen that are resident.
 
     rows: [K + 1, H] float32, one row an expert in router order, the shared expert's last; done: [K + 1] uint8,
@@ -295,7 +294,7 @@ def run_layers(
     first, last, resume, position, dims, at, eps, dense, rope, cache, arena, gate_up_at, down_at, slot_of, state,
     slot_size, x, normed, qkv, heads, scores, wide, probabilities, chosen, shares, gate_up, gated, rows, done,
     fresh, tally, uses, last_used, clock,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """Run layers first..last-1 on the residual x, and stop before the experts of a layer that misses one.
 
     With `resume`, layer `first` is past its router and its chosen experts are all resident by now. Counts what
@@ -334,7 +333,7 @@ def run_layers(
 
 
 @njit(types.void(_u2, int64, _f1), **_OPTIONS)
-def embed(table, token, x):  # type: ignore[no-untyped-def]
+def embed(table, token, x):
     """x = row `token` of the embedding table, widened. table: [V, H] bfloat16 bits."""
     row = table[token]
     for i in range(x.shape[0]):
@@ -342,7 +341,7 @@ def embed(table, token, x):  # type: ignore[no-untyped-def]
 
 
 @njit(types.void(_f1, _u1, float32, _u2, _f1, _f1), **_OPTIONS)
-def head(x, norm, eps, table, normed, logits):  # type: ignore[no-untyped-def]
+def head(x, norm, eps, table, normed, logits):
     """logits = table @ norm(x). norm: [H] and table: [V, H] bfloat16 bits; logits: [V] float32."""
     _rms_norm(x, norm, 0, eps, normed)
     _matvec(table.reshape(-1), 0, table.shape[0], normed, logits)

@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from offload.models import ModelSpec
 
 
-class _KVLayer(CacheLayerMixin):
+class _KVLayer(CacheLayerMixin):  # type: ignore[misc]
     """One layer's keys and values, [1, G, C, D] each, filled up to `length`."""
 
     is_sliding = False
@@ -58,7 +58,7 @@ class _KVLayer(CacheLayerMixin):
         self.length = 0
 
 
-class KVCache(Cache):
+class KVCache(Cache):  # type: ignore[misc]
     """A transformers cache over one fixed block.
 
     Args:

@@ -193,7 +193,7 @@ def load_dense(
     done = 0
     for name, shape in shapes.items():
         bits = np.empty(shape, np.uint16) if dense is None else dense.tensor(name, shape)
-        index.read_tensor(name, memoryview(bits.reshape(-1)).cast("B"))
+        index.read_tensor(name, bits.reshape(-1).view(np.uint8).data)
         _set_parameter(model, name, torch.from_numpy(bits).view(torch.bfloat16).to(device))
         done += bits.nbytes
         if progress is not None:

@@ -73,7 +73,7 @@ class TextStream:
     def push(self, token: int) -> None:
         """Take one token."""
         self._token_ids.append(token)
-        if self._decoder is None:
+        if self._decoder is None or self._backend is None:
             return
         piece = self._decoder.step(self._backend, token)
         if piece:

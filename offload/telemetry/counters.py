@@ -122,5 +122,6 @@ class Counters:
 
     def by_layer(self, phase: Phase) -> LayerCounts:
         """An immutable copy of one phase's counts by layer."""
-        rows = [tuple(int(n) for n in self.tally[phase, kind]) for kind in Kind]
-        return LayerCounts(*rows, stall_s=tuple(float(ns) / 1e9 for ns in self.stall_ns[phase]))
+        resident, prefetched, late, missed = (tuple(row.tolist()) for row in self.tally[phase])
+        stall = tuple((self.stall_ns[phase] / 1e9).tolist())
+        return LayerCounts(resident, prefetched, late, missed, stall)
