@@ -113,7 +113,7 @@ def _setup(completion: Numbers) -> str:
         f"profile {completion['profile']}" if completion.get("profile") else "",
         f"{completion.get('kernels')} kernels" if completion.get("kernels") else "",
         str(completion.get("device") or ""),
-        _number(io.get("lanes"), "{} lanes"),
+        _number(io.get("lanes"), "{} lane" if io.get("lanes") == 1 else "{} lanes"),
         reads,
     )
 

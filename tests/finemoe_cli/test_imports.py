@@ -1,0 +1,72 @@
+"""What must answer at once must not import what takes seconds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "transformers", "numba", "accelerate", "sentence_transformers", "textual", "numpy")
+
+SCRIPT = """
+import sys
+from finemoe_cli.app import main
+try:
+    main(sys.argv[1:])
+finally:
+    print("IMPORTED", *sorted(name for name in sys.modules if "." not in name), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["run", "--help"],
+        ["doctor", "--help"],
+        ["profiles", "list"],
+        ["profiles", "show", "low"],
+        ["config", "show", "--origin"],
+        ["config", "path"],
+        ["run", "--profile", "nope", "hi"],
+        ["run", "--model", "nope", "hi"],
+        ["run", "--budget", "lots", "hi"],
+        ["--show-completion", "bash"],
+    ],
+    ids=" ".join,
+)
+def test_light_commands_import_nothing_heavy(finemoe, arguments):
+    assert heavy_imports(finemoe, arguments) == set()
+
+
+@pytest.mark.parametrize("words", ["finemoe run --pro", "finemoe run --profile b", "finemoe run -m d"])
+def test_completion_imports_nothing_heavy(finemoe, words):
+    finemoe.environment |= {
+        "_FINEMOE_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+    }
+    assert heavy_imports(finemoe, []) == set()
+
+
+def test_the_engines_names_are_there_without_torch(finemoe):
+    script = "import offload, sys; offload.EngineConfig; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=finemoe.environment, check=True
+    )
+    assert not set(HEAVY) - {"numpy"} & set(done.stdout.split())
+
+
+def heavy_imports(finemoe, arguments):
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *arguments],
+        capture_output=True,
+        text=True,
+        env=finemoe.environment,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("IMPORTED")]
+    return set(line.split()) & set(HEAVY)
