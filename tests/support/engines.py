@@ -1,0 +1,40 @@
+"""Driving the engine in tests, keeping every step's logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from offload import Engine, EngineConfig, Sampling
+from tests.support.reference import Continuation
+
+
+def open_engine(folder: Path, fraction: float, kernels: str, context: int = 1024) -> Engine:
+    """An engine on the CPU with a share of the experts resident."""
+    return Engine(
+        EngineConfig(
+            model=folder, experts_fraction=fraction, kernels=kernels, device="cpu", context=context, lanes=2
+        )
+    )
+
+
+def greedy(
+    engine: Engine,
+    token_ids: Sequence[int],
+    new_tokens: int,
+    on_token: Callable[[int], None] | None = None,
+) -> Continuation:
+    """Continue `token_ids`; what the engine had in its cache stays."""
+    logits: list[torch.Tensor] = []
+    done = engine.generate_ids(
+        token_ids, Sampling(max_new_tokens=new_tokens, temperature=0), on_token=on_token, on_logits=logits.append
+    )
+    return Continuation(done.token_ids, torch.stack(logits).float())
+
+
+def assert_same(ours: Continuation, theirs: Continuation) -> None:
+    """Equal tokens, and logits equal to the last bit."""
+    assert ours.token_ids == theirs.token_ids
+    assert torch.equal(ours.logits, theirs.logits)
