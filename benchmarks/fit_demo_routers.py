@@ -39,8 +39,6 @@ NEW_TOKENS = 72
 BATCH = 50
 HELD_OUT_EVERY = 6
 KMEANS_STEPS = 30
-BALANCE_STEPS = 60
-LOAD_TARGET_ENTROPY = 3.90
 TOP_K_MASS = 0.45
 
 Float32 = npt.NDArray[np.float32]
@@ -185,19 +183,14 @@ def observe(model: LlamaForCausalLM, chats: list[Chat]) -> Observed:
 def fit_router(inputs: Float32, seed: int) -> Float32:
     """Router rows ``[EXPERTS, H]`` for MLP inputs ``[tokens, H]``.
 
-    A router has no bias. All inputs share one mean direction though, along which they hardly differ: the
-    centres are orthogonal to it, and a row's part along it acts as its bias, which evens out the load.
+    All inputs share one mean direction, which would drown what tells them apart, and a router has no bias to
+    take it away with. So the directions away from the mean are clustered, and the rows are orthogonal to it.
     """
     mean = inputs.mean(0)
     unit = mean / np.linalg.norm(mean)
-    along = inputs @ unit
-    away = inputs - along[:, None] * unit
+    away = inputs - np.outer(inputs @ unit, unit)
     centres = spherical_kmeans(away / np.linalg.norm(away, axis=1, keepdims=True), seed)
-    logits = away @ centres.T
-    scale = scale_for_mass(logits)
-    bias = balance(logits * scale)
-    bias -= bias.mean()
-    return (scale * centres + np.outer(bias / along.mean(), unit)).astype(np.float32)
+    return scale_for_mass(away @ centres.T) * centres
 
 
 def spherical_kmeans(points: Float32, seed: int) -> Float32:
@@ -236,19 +229,6 @@ def scale_for_mass(logits: Float32) -> float:
         else:
             high = middle
     return high
-
-
-def balance(logits: Float32) -> Float32:
-    """Bias ``[EXPERTS]`` at which the load's entropy reaches ``LOAD_TARGET_ENTROPY`` nats."""
-    bias = np.zeros(EXPERTS, np.float32)
-    step = 0.1 * float(logits.std())
-    for _ in range(BALANCE_STEPS):
-        counts = load(top_k(logits + bias))
-        if entropy(counts) >= LOAD_TARGET_ENTROPY and counts.min() > 0:
-            break
-        share = counts / counts.mean()
-        bias += step * np.clip(-np.log(np.maximum(share, 0.05)), -1, 1).astype(np.float32)
-    return bias
 
 
 def softmax(logits: Float32) -> Float32:

