@@ -31,7 +31,7 @@ def main() -> None:
     import torch  # noqa: F401
 
     step("torch")
-    import offload.runtime  # noqa: F401
+    import offload.runtime
 
     step("transformers, as the engine imports it")
     from offload.runtime.compile import compile_kernels

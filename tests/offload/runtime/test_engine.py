@@ -102,7 +102,7 @@ def test_a_failed_read_fails_the_request_and_nothing_else(tmp_path: Path) -> Non
         size = file.stat().st_size
         tail = file.read_bytes()[size // 3 :]
         os.truncate(file, size // 3)
-        with pytest.raises(ExpertReadError, match="model.safetensors"):
+        with pytest.raises(ExpertReadError, match=r"model\.safetensors"):
             greedy(engine, PROMPT, 8)
         engine._loaded.residency.check()
         assert not engine._loaded.residency.pins.any()
@@ -149,7 +149,7 @@ def test_a_budget_in_bytes_is_spent_and_not_exceeded(tiny: Path) -> None:
         assert smallest.slots == 8
         engine.set_budget(budget_bytes=smallest.budget_bytes + 3 * smallest.slot_bytes)
         assert engine.snapshot().memory.slots == 11
-        with pytest.raises(BudgetTooSmall, match="smallest|too small") as refused:
+        with pytest.raises(BudgetTooSmall, match="too small") as refused:
             engine.set_budget(budget_bytes=smallest.budget_bytes - 1)
         assert refused.value.smallest_bytes == smallest.budget_bytes
         with pytest.raises(BudgetTooLarge):
