@@ -14,7 +14,7 @@ _EXAMPLES = """
 [bold]Examples[/]
 
   finemoe run "Why is the sky blue?"
-  finemoe run --budget 600MiB --stats "Write a haiku about disks"
+  finemoe run --budget 900MiB --stats "Write a haiku about disks"
   git diff | finemoe run "Write a commit message for this:"
 """
 

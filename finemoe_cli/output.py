@@ -122,6 +122,8 @@ class Output:
     def aside(self, what: RenderableType) -> None:
         """Something made with Rich, on stderr, that was asked for: shown even when quiet."""
         try:
+            if sys.stderr.isatty():
+                sys.stderr.write("\n")
             _render(sys.stderr, what)
         except OSError:
             pass  # Nobody can be told.

@@ -111,6 +111,7 @@ def _setup(completion: Numbers) -> str:
     return _join(
         str(completion.get("model") or ""),
         f"profile {completion['profile']}" if completion.get("profile") else "",
+        f"{completion['policy']} policy" if completion.get("policy") else "",
         f"{completion.get('kernels')} kernels" if completion.get("kernels") else "",
         str(completion.get("device") or ""),
         _number(io.get("lanes"), "{} lane" if io.get("lanes") == 1 else "{} lanes"),

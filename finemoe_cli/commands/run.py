@@ -29,7 +29,7 @@ EPILOG = """
 
   finemoe run "Why is the sky blue?"
   finemoe run --profile low --stats "Name three rivers"
-  finemoe run --budget 700MiB --temperature 0 --json "Count to five" | jq .text
+  finemoe run --budget 1GiB --temperature 0 --json "Count to five" | jq .text
   finemoe run "Summarise this:" < notes.txt
 """
 

@@ -117,9 +117,9 @@ def test_a_value_that_cannot_be_used_says_where_it_was_given(name, raw):
     [
         ("context = 8192\nlanes = \n", "line 2"),
         ("context = 8192\ncontxt = 1\n", "line 2: unknown setting 'contxt'"),
-        ('[engine]\ncontext = 5\n', "line 1: unknown setting 'engine'"),
+        ("[engine]\ncontext = 5\n", "line 1: unknown setting 'engine'"),
         ("context = true\n", "line 1: context is True"),
-        ('kernels = 3\n', "line 1: kernels is 3"),
+        ("kernels = 3\n", "line 1: kernels is 3"),
         ("model = 1979-05-27\n", "line 1: model is"),
     ],
 )

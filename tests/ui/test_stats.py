@@ -65,7 +65,9 @@ def test_every_number_a_reader_wants():
     assert rows["memory"] == (
         "peak 512 MiB of 1.00 GiB (50%) · experts 285 MiB in 450 slots · dense 240 MiB · KV 90.0 MiB"
     )
-    assert rows["setup"] == "demo · profile balanced · fast kernels · cpu · 1 lane · buffered reads (tmpfs)"
+    assert rows["setup"] == (
+        "demo · profile balanced · demand policy · fast kernels · cpu · 1 lane · buffered reads (tmpfs)"
+    )
 
 
 def test_an_answer_that_was_stopped_at_once():
