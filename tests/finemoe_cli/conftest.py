@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from offload.models.demo import DEMO_NAME
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -100,6 +102,6 @@ def with_demo(finemoe: Finemoe, demo_model: Path, compiled_kernels: Path) -> Fin
     """``finemoe`` with the demo pulled, and nothing else."""
     models = Path(finemoe.environment["FINEMOE_CACHE_DIR"]) / "models"
     models.mkdir(parents=True)
-    (models / demo_model.name).symlink_to(demo_model)
+    (models / DEMO_NAME).symlink_to(demo_model)
     finemoe.environment["NUMBA_CACHE_DIR"] = str(compiled_kernels)
     return finemoe
