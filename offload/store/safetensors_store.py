@@ -7,7 +7,6 @@ begin. Experts that are scattered otherwise go through a small buffer of the rea
 
 from __future__ import annotations
 
-import os
 import threading
 from itertools import pairwise
 from pathlib import Path
@@ -16,18 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from offload.errors import CorruptCheckpoint, ExpertReadError, StorageError, UnsupportedModel
+from offload.errors import CorruptCheckpoint, UnsupportedModel
 from offload.models.spec import BYTES_PER_WEIGHT, ModelSpec
-from offload.store.blocks import (
-    align_down,
-    align_up,
-    aligned_buffer,
-    drop_cached,
-    open_buffered,
-    open_direct,
-    read_blocks,
-    read_exact,
-)
+from offload.store.blocks import align_down, align_up, aligned_buffer
+from offload.store.data_files import DataFiles, read_failure
 from offload.store.safetensors_index import CheckpointIndex, TensorEntry
 
 
@@ -110,11 +101,10 @@ class SafetensorsStore:
         self.staging_bytes = max(staged, default=0)
         self.gate_up_offset = np.array([plan.gate_up_offset for plan in plans], dtype=np.int64)
         self.down_offset = np.array([plan.down_offset for plan in plans], dtype=np.int64)
-        self._paths = paths
         self._plans = plans
         self._local = threading.local()
-        self._fds, self.direct_refused = _open_files(paths, direct)
-        self.direct = not self.direct_refused
+        self._files = DataFiles(paths, direct)
+        self.direct, self.direct_refused = self._files.direct, self._files.direct_refused
 
     @classmethod
     def open(cls, spec: ModelSpec, index: CheckpointIndex, *, direct: bool | None = None) -> SafetensorsStore:
@@ -142,11 +132,11 @@ class SafetensorsStore:
         extents, copies, _, _ = self._plans[expert_id]
         target = self._staging() if copies else slot
         done = 0
-        for extent in extents:
+        for file, start, skip, wanted, position, length in extents:
             try:
-                done += self._read_extent(extent, target)
+                done += self._files.read(file, start, skip, wanted, target[position : position + length])
             except (OSError, EOFError) as error:
-                raise self._failure(expert_id, self._paths[extent.file], error) from error
+                raise read_failure(self.spec, expert_id, self._files.paths[file], error) from error
         if copies:
             # numpy's copy lets other threads run meanwhile; a memoryview's does not.
             source_bytes, slot_bytes = np.frombuffer(target, np.uint8), np.frombuffer(slot, np.uint8)
@@ -156,21 +146,7 @@ class SafetensorsStore:
 
     def close(self) -> None:
         """See :meth:`ExpertStore.close <offload.store.base.ExpertStore.close>`."""
-        fds, self._fds = self._fds, []
-        for fd in fds:
-            os.close(fd)
-
-    def _read_extent(self, extent: _Extent, into: memoryview) -> int:
-        file, start, skip, wanted, position, length = extent
-        if not self._fds:
-            raise OSError("the store is closed")
-        fd = self._fds[file]
-        if self.direct:
-            return read_blocks(fd, start, skip + wanted, into[position : position + length])
-        begin = position + skip
-        done = read_exact(fd, start + skip, into[begin : begin + wanted])
-        drop_cached(fd, start + skip, wanted)
-        return done
+        self._files.close()
 
     def _staging(self) -> memoryview:
         """The calling thread's own buffer; it lives as long as the thread."""
@@ -178,13 +154,6 @@ class SafetensorsStore:
         if view is None:
             view = self._local.staging = memoryview(aligned_buffer(self.staging_bytes))
         return view
-
-    def _failure(self, expert_id: int, path: Path, error: Exception) -> ExpertReadError:
-        layer, expert = divmod(expert_id, self.spec.num_experts)
-        return ExpertReadError(
-            f"expert {expert} of layer {self.spec.moe_layers[layer]} cannot be read from {path}: {error}",
-            "check the disk, or fetch the model again",
-        )
 
 
 def _layer_pieces(spec: ModelSpec, index: CheckpointIndex, layer: int) -> list[tuple[_Piece, _Piece, _Piece]]:
@@ -267,31 +236,3 @@ def _gapless_runs(pieces: list[_Piece]) -> list[list[_Piece]]:
         else:
             runs.append([piece])
     return runs
-
-
-def _open_files(paths: list[Path], direct: bool | None) -> tuple[list[int], str]:
-    """Descriptors of all files, and why they are not for direct I/O (empty if they are)."""
-    refused = "switched off"
-    if direct is not False:
-        try:
-            return _open_all(paths, direct=True), ""
-        except OSError as error:
-            refused = f"the filesystem refuses it ({error.strerror})"
-        if direct:
-            raise StorageError(f"direct I/O on {paths[0].parent}: {refused}", "leave direct I/O to finemoe")
-    try:
-        return _open_all(paths, direct=False), refused
-    except OSError as error:
-        raise CorruptCheckpoint(f"{error.filename} cannot be opened: {error.strerror}") from error
-
-
-def _open_all(paths: list[Path], *, direct: bool) -> list[int]:
-    fds: list[int] = []
-    try:
-        for path in paths:
-            fds.append(open_direct(path) if direct else open_buffered(path))
-    except OSError:
-        for fd in fds:
-            os.close(fd)
-        raise
-    return fds
