@@ -20,6 +20,9 @@ the last bits of the logits."""
 HEADROOM = 24 * MIB
 """Room for what allocators hold beyond what was asked of them."""
 
+MATMUL_PLAN_BYTES = 40 * MIB
+"""Machine code and bookkeeping of the matrix products that torch keeps (128 shapes, see `runtime.imports`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class FixedCosts:
@@ -101,7 +104,7 @@ def workspace_bytes(spec: ModelSpec, context: int) -> int:
     experts = rows * (4 * spec.hidden_size + 2 * spec.expert_size) * 2 + tokens * 4 * spec.hidden_size * 2
     shared = tokens * 3 * spec.shared_expert_size * 2
     logits = 6 * spec.vocab_size * 4
-    return max(attention, experts + shared) + logits + HEADROOM
+    return max(attention, experts + shared) + logits + MATMUL_PLAN_BYTES + HEADROOM
 
 
 def plan_slots(spec: ModelSpec, fixed: FixedCosts, slot_bytes: int, fraction: float) -> MemoryPlan:

@@ -18,6 +18,9 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+MATMUL_PLANS = "128"
+"""Shapes of matrix products whose machine code is kept; `offload.memory.budget` plans for them."""
+
 _OPTIONAL = ("scipy", "sklearn", "pandas", "PIL", "matplotlib", "sentencepiece")
 
 
@@ -26,6 +29,10 @@ def import_transformers() -> None:
     # OpenMP's threads spin while they wait for one another: with a second busy process on the machine a product
     # of two threads takes ten times as long. Sleeping costs a few microseconds. Read once, when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # torch and oneDNN keep the machine code of every shape of matrix product, a few hundred KiB each, a thousand of
+    # them: every count of rows that some expert gets is a shape. A long prompt would take half a gigabyte.
+    os.environ.setdefault("LRU_CACHE_CAPACITY", MATMUL_PLANS)
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", MATMUL_PLANS)
     if "transformers" in sys.modules:
         return
     import torch
