@@ -99,10 +99,10 @@ def read_spec(folder: Path) -> ModelSpec:
         raise CorruptCheckpoint(f"{path} cannot be read: {error}", "fetch the model again") from error
     if not isinstance(config, dict):
         raise CorruptCheckpoint(f"{path} is not a JSON object", "fetch the model again")
-    return _spec_from_config(folder, config)
+    return spec_from_config(folder, config)
 
 
-def _spec_from_config(folder: Path, config: dict[str, Any]) -> ModelSpec:
+def spec_from_config(folder: Path, config: dict[str, Any]) -> ModelSpec:
     architecture = ARCHITECTURES.get(str(config.get("model_type")))
     if architecture is None:
         raise UnsupportedModel(
