@@ -23,6 +23,8 @@ class ExpertStore(Protocol):
 
     Attributes:
         spec: The model's facts.
+        kind: ``"safetensors"`` or ``"packed"``.
+        note: Why a pack that is there is not used, in one line; empty if there is nothing to say.
         record_bytes: Bytes of one expert's weights.
         slot_bytes: Bytes that a slot must have to take any expert; a multiple of :data:`BLOCK`.
         staging_bytes: Bytes of memory that each reading thread takes beside the slots; 0 if none.
@@ -33,6 +35,8 @@ class ExpertStore(Protocol):
     """
 
     spec: ModelSpec
+    kind: str
+    note: str
     record_bytes: int
     slot_bytes: int
     staging_bytes: int

@@ -84,6 +84,8 @@ class SafetensorsStore:
     """
 
     spec: ModelSpec
+    kind: str
+    note: str
     record_bytes: int
     slot_bytes: int
     staging_bytes: int
@@ -94,6 +96,8 @@ class SafetensorsStore:
 
     def __init__(self, spec: ModelSpec, paths: list[Path], plans: list[_Plan], direct: bool | None) -> None:
         self.spec = spec
+        self.kind = "safetensors"
+        self.note = ""
         self.record_bytes = spec.expert_bytes
         staged = [plan.landing_bytes for plan in plans if plan.copies]
         landed = [plan.landing_bytes for plan in plans if not plan.copies]
