@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from finemoe_cli.commands import config, doctor, profiles, pull, run
+from finemoe_cli.commands import config, doctor, pack, profiles, pull, run
 from finemoe_cli.exit_codes import MEANINGS
 from finemoe_cli.output import Output
 
@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 app.command()(run.run)
 app.command()(pull.pull)
+app.command()(pack.pack)
 app.command()(doctor.doctor)
 app.add_typer(profiles.app, name="profiles")
 app.add_typer(config.app, name="config")

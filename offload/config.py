@@ -34,6 +34,7 @@ class EngineConfig:
         lanes: Reading threads; None measures which number reads fastest.
         threads: Threads torch computes a prompt with; None takes the physical cores.
         policy: Which experts to keep and to fetch ahead.
+        packs_folder: Where to look for the model's packed experts if they are not in its own folder.
     """
 
     model: Path
@@ -46,6 +47,7 @@ class EngineConfig:
     lanes: int | None = None
     threads: int | None = None
     policy: str = "demand"
+    packs_folder: Path | None = None
 
     def __post_init__(self) -> None:
         _one_of("kernels", self.kernels, KERNELS)

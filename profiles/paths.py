@@ -26,7 +26,7 @@ def config_dir() -> Path:
 
 
 def cache_dir() -> Path:
-    """What can be fetched or built again: models and compiled kernels."""
+    """What can be fetched or built again: models, packed experts and compiled kernels."""
     return _root(CACHE_VARIABLE, platformdirs.user_cache_path(APP))
 
 
@@ -48,6 +48,11 @@ def user_profiles_dir() -> Path:
 def models_dir() -> Path:
     """Pulled models, one folder each."""
     return cache_dir() / "models"
+
+
+def packs_dir() -> Path:
+    """Packed experts of models whose own folders cannot be written."""
+    return cache_dir() / "packs"
 
 
 def kernels_dir() -> Path:

@@ -20,7 +20,7 @@ from offload.errors import ConfigError
 from profiles import values
 from profiles.budget import Budget
 from profiles.files import line_of, read_toml
-from profiles.paths import config_file
+from profiles.paths import config_file, packs_dir
 from profiles.store import DEFAULT_PROFILE, Profile, load_profile
 
 ENVIRONMENT_PREFIX = "FINEMOE_"
@@ -133,6 +133,7 @@ class Resolved:
             lanes=s.lanes,
             threads=s.threads,
             policy=s.policy,
+            packs_folder=packs_dir(),
         )
 
     def sampling(self) -> Sampling:

@@ -65,6 +65,8 @@ _STAGES = {
     "read": "reading the source",
     "write": "writing the model",
     "compile": "compiling the kernels",
+    "pack": "packing the experts",
+    "verify": "checking the experts",
     "load": "loading the model",
     "calibrate": "measuring the disk",
 }

@@ -32,9 +32,10 @@ from offload.runtime.loading import (
     load_dense,
 )
 from offload.runtime.views import ExpertViews
+from offload.store.base import ExpertStore
 from offload.store.calibrate import measure_read_rate
+from offload.store.open_store import open_store
 from offload.store.safetensors_index import CheckpointIndex
-from offload.store.safetensors_store import SafetensorsStore
 from offload.telemetry.counters import Counters
 from offload.telemetry.process import peak_resident_bytes, resident_bytes
 from offload.telemetry.snapshot import IoFacts, MemoryUse
@@ -53,7 +54,7 @@ class LoadedModel:
         kernels: str,
         model: Any,
         cache: KVCache,
-        store: SafetensorsStore,
+        store: ExpertStore,
         arena: HostArena,
         residency: Residency,
         lanes: Lanes,
@@ -201,7 +202,7 @@ def load_model(config: EngineConfig, progress: Progress | None = None) -> Loaded
         compile_kernels(progress)
         import offload.runtime.kernels  # noqa: F401  # its size belongs to the base, measured below
 
-    store = SafetensorsStore.open(spec, index)
+    store = open_store(spec, index, packs_folder=config.packs_folder)
     try:
         lanes_count = config.lanes or measure_read_rate(store, seconds_each=0.1).lanes
         fixed = FixedCosts(
@@ -247,7 +248,7 @@ def _fast_decode(
     model: Any,
     dense: DenseWeights,
     cache: KVCache,
-    store: SafetensorsStore,
+    store: ExpertStore,
     arena: HostArena,
     residency: Residency,
     fetcher: ExpertFetcher,

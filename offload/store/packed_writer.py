@@ -84,6 +84,7 @@ def write_pack(
             is there. Nothing at ``path`` has changed.
     """
     report = progress or (lambda stage, done, total: None)
+    _check_place(path, force)
     header = header_of(spec, fingerprint(spec, index))
     source = SafetensorsStore.open(spec, index)
     try:
@@ -98,6 +99,18 @@ def write_pack(
     return PackResult(path, outcome or "written", spec.total_experts, kept, nbytes)
 
 
+def _check_place(path: Path, force: bool) -> None:
+    """Refuses to replace what is no pack, before anything is made beside it."""
+    if not os.path.lexists(path):
+        return
+    try:
+        replaceable = path.is_file() and (force or is_pack(path))
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror}", "choose another place") from error
+    if not replaceable:
+        raise StorageError(f"{path} exists and is not a pack of finemoe", "remove it, or choose another place")
+
+
 def _examine(
     path: Path, header: PackHeader, source: SafetensorsStore, index: CheckpointIndex, progress: Progress
 ) -> Literal["there", "confirmed"] | None:
@@ -108,8 +121,6 @@ def _examine(
     """
     if not os.path.lexists(path):
         return None
-    if not path.is_file() or not is_pack(path):
-        raise StorageError(f"{path} exists and is not a pack of finemoe", "remove it, or choose another place")
     try:
         head = read_head(path)
     except (CorruptCheckpoint, UnsupportedModel):
@@ -134,8 +145,6 @@ def _write(
 ) -> int:
     """Writes the pack, or what of it is missing; returns how many records were there."""
     part = _sibling(path, "part")
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if fresh:
         part.unlink(missing_ok=True)
     try:
