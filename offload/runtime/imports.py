@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-MATMUL_PLANS = "128"
+MATMUL_PLANS = "64"
 """Shapes of matrix products whose machine code is kept; `offload.memory.budget` plans for them."""
 
 _OPTIONAL = ("scipy", "sklearn", "pandas", "PIL", "matplotlib", "sentencepiece")
