@@ -192,7 +192,7 @@ def read_head(path: Path) -> PackHead:
             "use a newer finemoe, or pack the model again: finemoe pack --force",
         )
     head = PackHead(header, content[table_start : table_start + header.records * DIGEST_BYTES])
-    if head.encode(sealed=True) != content:
+    if len(head.digests) != header.records * DIGEST_BYTES or head.encode(sealed=True) != content:
         raise _corrupt(path, "has a head that contradicts itself")
     if size != head.file_bytes:
         problem = "is truncated" if size < head.file_bytes else "is too long"
