@@ -52,13 +52,14 @@ def pack(
     The pack takes as much disk as the experts do, and is used from then on. A run that was interrupted is
     continued by the next one.
     """
+    output = Output(as_json=as_json, quiet=quiet)
+    folder = ensure_model(resolve({"model": model}).settings.model, output)
+    spec = read_spec(folder)
+    # What cannot be packed is said before numpy is imported.
     from offload.store.packed_format import PACK_NAME
     from offload.store.packed_writer import write_pack
     from offload.store.safetensors_index import CheckpointIndex
 
-    output = Output(as_json=as_json, quiet=quiet)
-    folder = ensure_model(resolve({"model": model}).settings.model, output)
-    spec = read_spec(folder)
     index = CheckpointIndex.open(folder)
     path = _place(spec, index, output) if output_path is None else output_path
     if path.is_dir():

@@ -12,7 +12,7 @@ import pytest
 from finemoe_cli.exit_codes import MEANINGS, ExitCode, exit_code_of
 from offload import errors
 
-COMMANDS = ("run", "pull", "doctor", "profiles", "config")
+COMMANDS = ("run", "pull", "pack", "doctor", "profiles", "config")
 
 
 def test_help_names_the_commands_and_the_exit_codes(finemoe):
@@ -48,7 +48,7 @@ def test_completion_can_be_shown(finemoe, shell):
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        ("finemoe ", {"run", "pull", "doctor", "profiles", "config"}),
+        ("finemoe ", set(COMMANDS)),
         ("finemoe run --profile b", {"balanced"}),
         ("finemoe run --model ", {"demo"}),
         ("finemoe run --kernels ", {"auto", "fast", "reference"}),

@@ -26,6 +26,8 @@ finally:
         ["--version"],
         ["run", "--help"],
         ["doctor", "--help"],
+        ["pack", "--help"],
+        ["pack", "nope"],
         ["profiles", "list"],
         ["profiles", "show", "low"],
         ["config", "show", "--origin"],
