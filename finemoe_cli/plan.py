@@ -1,0 +1,170 @@
+"""What ``finemoe plan`` says of a model: its sizes, and what to expect at each profile."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from finemoe_cli.models import is_path
+from finemoe_cli.output import Output
+from offload.errors import ModelNotFound
+from offload.forecast import Forecast, Kernels, MachineRates, ModelSizes, fixed_costs, forecast
+from offload.models.spec import read_spec
+from offload.telemetry.probes import HostProbe
+from offload.units import format_bytes
+from profiles.budget import Budget
+from profiles.calibration import Calibration
+from profiles.models import find_model, installed_models, is_demo, is_repo
+from profiles.paths import existing_parent, models_dir
+from profiles.settings import Resolved
+from profiles.store import PRESETS, load_profile
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The model that is planned for.
+
+    Attributes:
+        name: As it was named.
+        sizes: Its bytes.
+        commit: Of a model on the hub; None for one that is here.
+    """
+
+    name: str
+    sizes: ModelSizes
+    commit: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What there is to say.
+
+    Attributes:
+        subject: Of which model.
+        label: What ``chosen`` is for: a profile, or a budget.
+        context / kernels: What the memory and the speed are for.
+        measured: This machine's rates.
+        memory_bytes: Memory that a process may take.
+        chosen: The settings in force, or those on the command line.
+        profiles: Name, budget and forecast of each preset, and of the user's profile in force.
+    """
+
+    subject: Subject
+    label: str
+    context: int
+    kernels: Kernels
+    measured: Calibration
+    memory_bytes: int
+    chosen: Forecast
+    profiles: tuple[tuple[str, Budget, Forecast], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        spec = self.subject.sizes.spec
+        return {
+            "model": self.subject.name,
+            "commit": self.subject.commit,
+            "model_type": spec.architecture.model_type,
+            "verdict": self.chosen.verdict,
+            "reason": self.chosen.reason,
+            "sizes": self.subject.sizes.to_dict(),
+            "context": self.context,
+            "kv_bytes": self.context * spec.kv_bytes_per_token,
+            "kernels": self.kernels,
+            "memory_bytes": self.memory_bytes,
+            "fixed": asdict(fixed_costs(self.subject.sizes, self.context, self.kernels, self.measured.lanes)),
+            "plan": {"for": self.label, **self.chosen.to_dict()},
+            "profiles": [
+                {"profile": name, "budget": str(budget), **made.to_dict()} for name, budget, made in self.profiles
+            ],
+            "calibration": self.measured.to_dict(),
+        }
+
+
+def find_subject(name: str, revision: str | None, output: Output) -> Subject:
+    """The model called ``name``: here, or else on the hub.
+
+    Raises:
+        ModelNotFound: Neither.
+    """
+    here = any(name in (model.name, model.place.name) for model in installed_models())
+    if not (here or is_path(name)) or revision is not None:
+        if is_demo(name):
+            raise ModelNotFound("the demo is not here yet", "build it: finemoe pull demo")
+        if is_repo(name):
+            return _on_hub(name, revision, output)
+    folder = find_model(name)
+    from offload.store.open_store import open_store
+    from offload.store.safetensors_index import CheckpointIndex
+
+    spec = read_spec(folder)
+    index = CheckpointIndex.open(folder)
+    store = open_store(spec, index)
+    store.close()
+    tensor_bytes = sum(entry.nbytes for entry in index.tensors.values())
+    return Subject(name, ModelSizes(spec, tensor_bytes, 0, store.slot_bytes, store.staging_bytes), None)
+
+
+def _on_hub(repo: str, revision: str | None, output: Output) -> Subject:
+    from offload.models.hub import describe
+
+    with output.waiting("asking the hub"):
+        model = describe(repo, revision)
+    return Subject(repo, ModelSizes.unread(model.spec, model.tensor_bytes, model.download_bytes), model.commit)
+
+
+def make_plan(subject: Subject, resolved: Resolved, measured: Calibration) -> Plan:
+    """The plan of a model at every profile, with the settings in force and this machine's rates."""
+    spec, settings = subject.sizes.spec, resolved.settings
+    assert settings.budget is not None
+    fits_kernels = spec.architecture.fast_kernels and spec.num_layers == spec.decoder_layers
+    kernels: Kernels = "fast" if settings.kernels != "reference" and fits_kernels else "reference"
+    context = min(settings.context, spec.max_context)
+    rates = MachineRates(
+        disk_bytes_per_s=measured.disk_bytes_per_s,
+        lanes=settings.lanes or measured.lanes,
+        memory_bytes_per_s=measured.memory_bytes_per_s,
+        flops=measured.flops,
+        memory_bytes=_memory_bytes(),
+    )
+
+    def at(budget: Budget) -> Forecast:
+        return forecast(
+            subject.sizes,
+            rates,
+            context=context,
+            kernels=kernels,
+            budget_bytes=budget.total_bytes,
+            experts_fraction=budget.experts_fraction,
+        )
+
+    names = dict.fromkeys([*PRESETS, resolved.profile.name])
+    profiles = tuple((name, load_profile(name).budget, at(load_profile(name).budget)) for name in names)
+    chosen = at(settings.budget)
+    if chosen.verdict == "does not fit":
+        better = [name for name, _, made in profiles if made.verdict != "does not fit"]
+        if better:
+            chosen = replace(chosen, reason=f"{chosen.reason}; it fits with --profile {better[-1]}")
+    else:
+        chosen = _on_this_disk(subject.sizes, chosen)
+    from_profile = resolved.origins["budget"].kind == "profile"
+    label = f"profile {resolved.profile.name}" if from_profile else f"budget {settings.budget}"
+    return Plan(subject, label, context, kernels, measured, rates.memory_bytes, chosen, profiles)
+
+
+def _on_this_disk(sizes: ModelSizes, made: Forecast) -> Forecast:
+    """``made``, unless what would have to be downloaded is more than the disk can take."""
+    folder = existing_parent(models_dir())
+    free = shutil.disk_usage(folder).free
+    if sizes.download_bytes <= free:
+        return made
+    reason = f"its download takes {format_bytes(sizes.download_bytes)}, and {folder} has {format_bytes(free)} free"
+    return Forecast("does not fit", reason, None)
+
+
+def _memory_bytes() -> int:
+    """What this process may take: the machine's memory, or what a control group limits it to."""
+    host = HostProbe().read()
+    assert host.total_bytes is not None
+    return min(host.total_bytes, host.limit_bytes or host.total_bytes)
