@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from offload.errors import CorruptCheckpoint, ModelNotFound, UnsupportedModel
-from offload.models.architectures import ARCHITECTURES, Architecture
+from offload.models.architecture import Architecture, ConfigFields
+from offload.models.architectures import ARCHITECTURES
 
 BYTES_PER_WEIGHT = 2
 """Bytes of one weight: unquantised models run in bfloat16."""
@@ -30,11 +31,15 @@ class ModelSpec:
         top_k: Routed experts a token uses in each layer.
         hidden_size: Width of the residual stream.
         expert_size: Neurons of one routed expert.
-        shared_expert_size: Neurons of the shared expert; 0 where there is none.
+        shared_expert_size: Neurons of the shared experts together; 0 where there are none.
+        dense_mlp_size: Neurons of the MLP in layers without routed experts; 0 where there are no such layers.
         decoder_layers: All decoder layers, with routed experts or without.
-        num_heads / num_kv_heads / head_dim: Attention heads, key-value heads, and the width of one.
+        num_heads / head_dim: Query heads, and the width of one.
+        num_kv_heads / key_dim / value_dim: Heads of the key-value cache, and the widths of one key and one value.
+        unpacked_dim: Weights that attention works out of each cached position in a forward pass; 0 where it uses
+            the cache as it is.
         vocab_size: Rows of the head.
-        max_context: Positions the model was made for.
+        max_context: Positions that can be used.
         tied_embeddings: Whether the head is the embedding table.
     """
 
@@ -46,10 +51,14 @@ class ModelSpec:
     hidden_size: int
     expert_size: int
     shared_expert_size: int
+    dense_mlp_size: int
     decoder_layers: int
     num_heads: int
-    num_kv_heads: int
     head_dim: int
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+    unpacked_dim: int
     vocab_size: int
     max_context: int
     tied_embeddings: bool
@@ -77,7 +86,7 @@ class ModelSpec:
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes that one position takes in the key-value cache, all layers together, in bfloat16."""
-        return 2 * self.decoder_layers * self.num_kv_heads * self.head_dim * BYTES_PER_WEIGHT
+        return self.decoder_layers * self.num_kv_heads * (self.key_dim + self.value_dim) * BYTES_PER_WEIGHT
 
 
 def read_spec(folder: Path) -> ModelSpec:
@@ -114,29 +123,32 @@ def spec_from_config(folder: Path, config: dict[str, Any]) -> ModelSpec:
             f"{folder.name} is quantised in a format that finemoe does not read",
             "use the unquantised checkpoint",
         )
-    field = _Fields(folder, config, architecture.config_defaults)
-    decoder_layers = field.count("num_hidden_layers")
-    num_heads = field.count("num_attention_heads")
-    hidden_size = field.count("hidden_size")
-    head_dim = field.count("head_dim", default=hidden_size // num_heads)
-    step = field.count("decoder_sparse_step", default=1)
-    dense = set(config.get("mlp_only_layers") or ())
-    moe_layers = tuple(i for i in range(decoder_layers) if i not in dense and (i + 1) % step == 0)
+    fields = ConfigFields(folder / "config.json", config, architecture.config_defaults)
+    refused = architecture.refused(fields)
+    if refused:
+        raise UnsupportedModel(f"{folder.name} cannot be run: {refused}", "choose another model of this type")
+    decoder_layers = fields.count("num_hidden_layers")
+    moe_layers = architecture.moe_layers(fields)
+    attention = architecture.attention(fields)
     spec = ModelSpec(
         folder=folder,
         architecture=architecture,
         moe_layers=moe_layers,
-        num_experts=field.count("num_experts", "num_local_experts"),
-        top_k=field.count("num_experts_per_tok"),
-        hidden_size=hidden_size,
-        expert_size=field.count("moe_intermediate_size"),
-        shared_expert_size=field.count("shared_expert_intermediate_size") if architecture.has_shared_expert else 0,
+        num_experts=fields.count("num_experts", "num_local_experts", "n_routed_experts"),
+        top_k=fields.count("num_experts_per_tok"),
+        hidden_size=fields.count("hidden_size"),
+        expert_size=fields.count(architecture.expert_size_field),
+        shared_expert_size=architecture.shared_expert_size(fields),
+        dense_mlp_size=fields.count("intermediate_size") if len(moe_layers) < decoder_layers else 0,
         decoder_layers=decoder_layers,
-        num_heads=num_heads,
-        num_kv_heads=field.count("num_key_value_heads", default=num_heads),
-        head_dim=head_dim,
-        vocab_size=field.count("vocab_size"),
-        max_context=field.count("max_position_embeddings"),
+        num_heads=attention.num_heads,
+        head_dim=attention.head_dim,
+        num_kv_heads=attention.num_kv_heads,
+        key_dim=attention.key_dim,
+        value_dim=attention.value_dim,
+        unpacked_dim=attention.unpacked_dim,
+        vocab_size=fields.count("vocab_size"),
+        max_context=architecture.max_context(fields),
         tied_embeddings=bool(config.get("tie_word_embeddings", False)),
     )
     if not moe_layers or spec.top_k > spec.num_experts:
@@ -146,24 +158,3 @@ def spec_from_config(folder: Path, config: dict[str, Any]) -> ModelSpec:
             "fetch the model again",
         )
     return spec
-
-
-class _Fields:
-    """Counts read from a configuration, each checked once."""
-
-    LARGEST = 1 << 24
-
-    def __init__(self, folder: Path, config: dict[str, Any], defaults: dict[str, int]) -> None:
-        self._path = folder / "config.json"
-        self._config = config
-        self._defaults = defaults
-
-    def count(self, name: str, *other_names: str, default: int | None = None) -> int:
-        """The count under `name`, or under another name that some writers of checkpoints use."""
-        present = (self._config[key] for key in (name, *other_names) if self._config.get(key) is not None)
-        value = next(present, None)
-        if value is None:
-            value = self._defaults.get(name, default)
-        if type(value) is not int or not 0 < value <= self.LARGEST:
-            raise CorruptCheckpoint(f"{self._path} says {name} = {value!r}", "fetch the model again")
-        return value

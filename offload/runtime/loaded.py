@@ -22,7 +22,7 @@ from offload.policy import DemandLRU, Policy
 from offload.runtime.compile import compile_kernels
 from offload.runtime.experts import ArenaExperts
 from offload.runtime.fetch import ExpertFetcher
-from offload.runtime.kv import KVCache
+from offload.runtime.kv import KVCache, attention_windows
 from offload.runtime.loading import (
     DenseWeights,
     Progress,
@@ -216,13 +216,13 @@ def load_model(config: EngineConfig, progress: Progress | None = None) -> Loaded
         if fraction is None and config.budget_bytes is None:
             fraction = 0.25
         plan = make_plan(spec, fixed, store.slot_bytes, config.budget_bytes, fraction)
-        dense = load_dense(model, index, layout, device, progress)
+        dense = load_dense(model, spec.architecture, index, layout, device, progress)
     except BaseException:
         store.close()
         raise
 
     _restore_rotary(model, device)
-    cache = KVCache(spec, context, device)
+    cache = KVCache(spec, context, device, attention_windows(model.config))
     arena = HostArena(store.slot_bytes, spec.total_experts)
     residency = Residency(spec.total_experts, spec.total_experts, plan.slots)
     counters = Counters(spec.num_layers, spec.num_experts)
@@ -283,6 +283,8 @@ def _fast_unfit(spec: ModelSpec, config: Any, layout_fits: bool, device: torch.d
     """Why the fast kernels cannot run this model here, in a few words; empty if they can."""
     if device.type != "cpu":
         return "they run on the CPU only"
+    if not spec.architecture.fast_kernels:
+        return f"they do not compute layers of type {spec.architecture.model_type}"
     if not layout_fits or spec.num_layers != spec.decoder_layers:
         return "its layers are not all alike"
     if config.hidden_act != "silu":

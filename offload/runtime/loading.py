@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from offload.errors import CorruptCheckpoint, UnsupportedModel
 from offload.models import ModelSpec
+from offload.models.architecture import Architecture
 from offload.runtime.experts import ArenaExperts
 from offload.store.safetensors_index import CheckpointIndex
 
@@ -172,12 +173,17 @@ def build_model(spec: ModelSpec) -> Any:
 
 
 def dense_shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    """Shapes of a model's parameters by checkpoint key; tied ones once."""
+    """Shapes of a model's parameters by name; tied ones once."""
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 def load_dense(
-    model: Any, index: CheckpointIndex, layout: DenseLayout, device: torch.device, progress: Progress | None = None
+    model: Any,
+    architecture: Architecture,
+    index: CheckpointIndex,
+    layout: DenseLayout,
+    device: torch.device,
+    progress: Progress | None = None,
 ) -> DenseWeights | None:
     """Read every dense weight; returns the block they lie in on the CPU, None on other devices.
 
@@ -186,14 +192,15 @@ def load_dense(
         UnsupportedModel: A tensor is not bfloat16.
     """
     shapes = dense_shapes(model)
+    keys = {name: _checkpoint_key(architecture, index, name) for name in shapes}
     for name, shape in shapes.items():
-        _check(index, name, shape)
+        _check(index, keys[name], shape)
     total = sum(2 * _count(shape) for shape in shapes.values())
     dense = DenseWeights(layout) if device.type == "cpu" else None
     done = 0
     for name, shape in shapes.items():
         bits = np.empty(shape, np.uint16) if dense is None else dense.tensor(name, shape)
-        index.read_tensor(name, bits.reshape(-1).view(np.uint8).data)
+        index.read_tensor(keys[name], bits.reshape(-1).view(np.uint8).data)
         _set_parameter(model, name, torch.from_numpy(bits).view(torch.bfloat16).to(device))
         done += bits.nbytes
         if progress is not None:
@@ -208,6 +215,12 @@ def place_on_devices(model: Any) -> Any:
 
     device_map = infer_auto_device_map(model, no_split_module_classes=model._no_split_modules)
     return dispatch_model(model, device_map=device_map)
+
+
+def _checkpoint_key(architecture: Architecture, index: CheckpointIndex, parameter: str) -> str:
+    """The hub's name of a parameter, or transformers' own, which it writes when it saves what it has in memory."""
+    hub_key = architecture.hub_key(parameter)
+    return hub_key if hub_key in index.tensors or parameter not in index.tensors else parameter
 
 
 def _check(index: CheckpointIndex, name: str, shape: tuple[int, ...]) -> None:

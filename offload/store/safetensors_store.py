@@ -120,10 +120,11 @@ class SafetensorsStore:
             direct: Whether to read past the page cache; ``None`` does where the filesystem allows it.
 
         Raises:
-            UnsupportedModel: The experts are not in bfloat16.
+            UnsupportedModel: The experts are not in bfloat16, or have biases.
             CorruptCheckpoint: An expert is missing or has another shape, or a file cannot be opened.
             StorageError: ``direct`` is asked for and the filesystem refuses it.
         """
+        _refuse_biases(index)
         files: dict[Path, int] = {}
         plans = []
         for layer in spec.moe_layers:
@@ -158,6 +159,15 @@ class SafetensorsStore:
         if view is None:
             view = self._local.staging = memoryview(aligned_buffer(self.staging_bytes))
         return view
+
+
+def _refuse_biases(index: CheckpointIndex) -> None:
+    biased = next((key for key in index.tensors if ".experts." in key and key.endswith("bias")), None)
+    if biased is not None:
+        raise UnsupportedModel(
+            f"the experts in {index.folder} have biases ('{biased}'), which finemoe does not add",
+            "use a model without them",
+        )
 
 
 def _layer_pieces(spec: ModelSpec, index: CheckpointIndex, layer: int) -> list[tuple[_Piece, _Piece, _Piece]]:

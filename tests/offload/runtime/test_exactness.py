@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from offload.models import read_spec
-from offload.store.safetensors_index import CheckpointIndex
-from tests.support.checkpoints import tiny_checkpoint
+from tests.support.checkpoints import swap_experts, tiny_checkpoint
 from tests.support.engines import assert_same, greedy, open_engine
 from tests.support.prompts import PROMPTS
 from tests.support.reference import Continuation, PlainTransformers
@@ -106,7 +104,7 @@ def test_a_swapped_expert_is_noticed(tmp_path: Path, kernels: str) -> None:
     folder = tiny_checkpoint(tmp_path / "model")
     with open_engine(folder, 1.0, kernels) as engine:
         right = greedy(engine, TINY_PROMPTS[2], 4)
-    _swap_experts(folder, layer=1, one=0, other=5)
+    swap_experts(folder, layer=1, one=0, other=5)
     with open_engine(folder, 1.0, kernels) as engine:
         wrong = greedy(engine, TINY_PROMPTS[2], 4)
     assert not torch.equal(right.logits, wrong.logits)
@@ -162,21 +160,6 @@ def _compare_budgets(
                     expected.append(ours)
                 else:
                     assert_same(ours, expected[number])
-
-
-def _swap_experts(folder: Path, layer: int, one: int, other: int) -> None:
-    spec, index = read_spec(folder), CheckpointIndex.open(folder)
-    for a, b in zip(
-        spec.architecture.expert_keys(layer, one), spec.architecture.expert_keys(layer, other), strict=True
-    ):
-        first, second = index.tensors[a], index.tensors[b]
-        bits = [np.empty(entry.nbytes, np.uint8) for entry in (first, second)]
-        index.read_tensor(a, bits[0].data)
-        index.read_tensor(b, bits[1].data)
-        for entry, data in ((first, bits[1]), (second, bits[0])):
-            with entry.path.open("r+b") as file:
-                file.seek(entry.offset)
-                file.write(data.tobytes())
 
 
 def _rms(difference: torch.Tensor) -> float:
