@@ -10,6 +10,7 @@ Measured on Linux with torch 2.13: 368 MiB resident after a plain import, 260 Mi
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import sys
@@ -17,6 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
+
+from offload.units import MIB
 
 MATMUL_PLANS = "64"
 """Shapes of matrix products whose machine code is kept; `offload.memory.budget` plans for them."""
@@ -33,6 +36,7 @@ def import_transformers() -> None:
     # them: every count of rows that some expert gets is a shape. A long prompt would take half a gigabyte.
     os.environ.setdefault("LRU_CACHE_CAPACITY", MATMUL_PLANS)
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", MATMUL_PLANS)
+    _return_large_blocks_at_once()
     if "transformers" in sys.modules:
         return
     import torch
@@ -53,6 +57,19 @@ def import_transformers() -> None:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+
+
+def _return_large_blocks_at_once() -> None:
+    """Make glibc take blocks of a MiB and more straight from the system and give them back when they are freed.
+
+    Left to itself it raises that size as it goes, and large intermediate results leave holes in the heap between
+    small ones that stay: tens of MiB that no plan can foresee.
+    """
+    mmap_threshold = -3  # M_MMAP_THRESHOLD of malloc.h
+    try:
+        ctypes.CDLL(None).mallopt(mmap_threshold, MIB)
+    except (OSError, AttributeError):
+        pass  # not glibc
 
 
 def _unchanged(function: Any = None, *args: object, **kwargs: object) -> Any:
