@@ -208,11 +208,11 @@ def test_the_demo_answers(demo_model: Path) -> None:
     pieces: list[str] = []
     with Engine(EngineConfig(model=demo_model, experts_fraction=0.125, context=512)) as engine:
         done = engine.chat(
-            [{"role": "user", "content": "What is the capital of France?"}],
+            [{"role": "user", "content": "What is the capital of Japan?"}],
             Sampling(max_new_tokens=24, temperature=0),
             on_text=pieces.append,
         )
-    assert "Paris" in done.text
+    assert "Tokyo" in done.text
     assert "".join(pieces) == done.text
     assert done.finish_reason == "stop"
     assert done.memory.peak_bytes > 0

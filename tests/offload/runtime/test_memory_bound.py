@@ -1,0 +1,81 @@
+"""The budget is a promise for the whole process: its peak, watched from outside, stays within 3 %."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from offload.units import MIB
+
+TOLERANCE = 1.03
+
+LONG_ANSWER = """
+import json, sys
+from pathlib import Path
+from offload import Engine, EngineConfig, Sampling
+
+folder, budget, prompt_tokens, context, kernels = sys.argv[1:]
+config = EngineConfig(model=Path(folder), budget_bytes=int(budget), context=int(context), kernels=kernels)
+with Engine(config) as engine:
+    # Token ids spread over the vocabulary: nearly every expert of every layer has to come in.
+    prompt = [(i * 37) % 40000 + 20 for i in range(int(prompt_tokens))]
+    done = engine.generate_ids(prompt, Sampling(max_new_tokens=24, temperature=0))
+print(json.dumps(done.to_dict()))
+"""
+
+
+def peak_of(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
+    """Run `command`; its highest resident memory as the kernel tells others, and what it printed."""
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    status = Path(f"/proc/{process.pid}/status")
+    peak = 0
+    while process.poll() is None:
+        try:
+            lines = status.read_text().splitlines()
+        except OSError:
+            break
+        peak = max([peak, *(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))])
+        time.sleep(0.005)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    return peak, out
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the kernel's figures from /proc")
+@pytest.mark.parametrize(
+    ("budget_mib", "prompt_tokens", "context", "kernels"),
+    [
+        (880, 1500, 2048, "fast"),
+        (1000, 40, 4096, "fast"),
+        (1300, 600, 4096, "reference"),
+        (1700, 1200, 2048, "fast"),
+        pytest.param(900, 4000, 4096, "fast", marks=pytest.mark.slow),
+        pytest.param(1200, 4000, 8192, "reference", marks=pytest.mark.slow),
+    ],
+)
+def test_peak_resident_memory_keeps_to_the_budget(
+    demo_model: Path, tmp_path: Path, budget_mib: int, prompt_tokens: int, context: int, kernels: str
+) -> None:
+    environment = dict(os.environ)
+    if budget_mib == 1000:
+        environment["NUMBA_CACHE_DIR"] = str(tmp_path)  # the first compilation included
+    command = [sys.executable, "-c", LONG_ANSWER, str(demo_model), str(budget_mib * MIB)]
+    peak, out = peak_of([*command, str(prompt_tokens), str(context), kernels], environment)
+    memory = json.loads(out)["memory"]
+    assert memory["budget_bytes"] == budget_mib * MIB
+    assert peak <= TOLERANCE * budget_mib * MIB
+    # What the engine says of itself is what others see.
+    assert memory["peak_bytes"] == pytest.approx(peak, rel=0.01)
