@@ -11,6 +11,7 @@ Measured on Linux with torch 2.13: 368 MiB resident after a plain import, 260 Mi
 from __future__ import annotations
 
 import ctypes
+import importlib
 import importlib.util
 import os
 import sys
@@ -42,21 +43,33 @@ def import_transformers() -> None:
     import torch
     import torch.distributed
 
-    with (
-        _absent(_OPTIONAL),
-        _replaced(torch.compiler, "disable", _unchanged),
-        _replaced(torch.distributed, "is_available", lambda: False),
-        _without_dynamo(torch),
-    ):
+    with _lean(torch):
         import transformers.generation.utils
         import transformers.modeling_utils
         import transformers.models.auto.modeling_auto
         import transformers.models.auto.tokenization_auto
-        import transformers.models.qwen2_moe.modeling_qwen2_moe
-        import transformers.models.qwen3_moe.modeling_qwen3_moe
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+
+
+def import_modeling(model_type: str) -> ModuleType:
+    """transformers' module with the models of one family."""
+    import torch
+
+    with _lean(torch):
+        return importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
+
+
+@contextmanager
+def _lean(torch: Any) -> Iterator[None]:
+    with (
+        _absent(_OPTIONAL),
+        replaced(torch.compiler, "disable", _unchanged),
+        replaced(torch.distributed, "is_available", lambda: False),
+        _without_dynamo(torch),
+    ):
+        yield
 
 
 def _return_large_blocks_at_once() -> None:
@@ -78,7 +91,8 @@ def _unchanged(function: Any = None, *args: object, **kwargs: object) -> Any:
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, value: Callable[..., Any]) -> Iterator[None]:
+def replaced(owner: Any, name: str, value: Callable[..., Any]) -> Iterator[None]:
+    """Give the attribute `name` of `owner` another value for a while."""
     original = getattr(owner, name)
     setattr(owner, name, value)
     try:
