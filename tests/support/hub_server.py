@@ -61,6 +61,7 @@ class Repo:
         gated: Nobody may read its files without ``token``.
         token: Who has it may.
         broken: Files that arrive with their last byte flipped.
+        listed: Weight files that are only listed, by name, with their sizes: nobody is to ask for them.
     """
 
     commits: dict[str, Path]
@@ -68,6 +69,7 @@ class Repo:
     gated: bool = False
     token: str | None = None
     broken: set[str] = field(default_factory=set)
+    listed: dict[str, int] = field(default_factory=dict)
 
 
 class HubServer:
@@ -179,6 +181,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         repo, commit = found
         siblings = [_sibling(path) for path in sorted(repo.commits[commit].iterdir()) if path.is_file()]
+        for file, size in repo.listed.items():
+            lfs = {"sha256": "0" * 64, "size": size, "pointerSize": 135}
+            siblings.append({"rfilename": file, "size": size, "blobId": "0" * 40, "lfs": lfs})
         content = {"id": name, "modelId": name, "sha": commit, "gated": repo.gated, "siblings": siblings}
         self._send(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
