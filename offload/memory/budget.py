@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from offload.errors import BudgetTooLarge, BudgetTooSmall
+from offload.errors import BudgetTooLarge, BudgetTooSmall, ConfigError
 from offload.models import ModelSpec
 from offload.units import MIB, format_bytes
 
@@ -102,10 +102,18 @@ def workspace_bytes(spec: ModelSpec, context: int) -> int:
     attention_width = spec.num_heads * spec.head_dim
     rows = tokens * spec.top_k
     attention = tokens * (8 * attention_width + 6 * spec.hidden_size) * 2 + tokens * context
+    if spec.unpacked_dim:
+        # Keys wider than values have no fused attention: all scores lie in memory, in float32, before and after the
+        # softmax, the mask once more, and what was worked out of the cache is widened to float32 as well.
+        attention += context * (8 * spec.num_heads * tokens + 5 * tokens + 8 * spec.unpacked_dim)
+    elif spec.num_heads > spec.num_kv_heads:
+        # From the second piece of a prompt on, keys and values are repeated for every query head.
+        attention += context * 2 * attention_width * 2
     experts = rows * (4 * spec.hidden_size + 2 * spec.expert_size) * 2 + tokens * 4 * spec.hidden_size * 2
     shared = tokens * 3 * spec.shared_expert_size * 2
+    dense = tokens * (3 * spec.dense_mlp_size + 2 * spec.hidden_size) * 2
     logits = 6 * spec.vocab_size * 4
-    return max(attention, experts + shared) + logits + MATMUL_PLAN_BYTES + HEADROOM
+    return max(attention, experts + shared, dense) + logits + MATMUL_PLAN_BYTES + HEADROOM
 
 
 def plan_slots(spec: ModelSpec, fixed: FixedCosts, slot_bytes: int, fraction: float) -> MemoryPlan:
@@ -139,3 +147,41 @@ def plan_budget(
         )
     slots = min((budget_bytes - fixed.total) // slot_bytes, spec.total_experts)
     return MemoryPlan(budget_bytes, fixed, slots, slot_bytes)
+
+
+def make_plan(
+    spec: ModelSpec,
+    fixed: FixedCosts,
+    slot_bytes: int,
+    budget_bytes: int | None,
+    experts_fraction: float | None,
+    memory_bytes: int,
+) -> MemoryPlan:
+    """The plan for a budget in bytes or, instead, as a share of the experts.
+
+    Raises:
+        BudgetTooSmall, BudgetTooLarge: The budget cannot be kept.
+        ConfigError: Neither or both are given.
+    """
+    if (budget_bytes is None) == (experts_fraction is None):
+        raise ConfigError("a budget is either bytes or a share of the experts", "give one of the two")
+    if experts_fraction is not None:
+        budget_bytes = plan_slots(spec, fixed, slot_bytes, experts_fraction).budget_bytes
+    assert budget_bytes is not None
+    return plan_budget(spec, fixed, slot_bytes, budget_bytes, memory_bytes)
+
+
+def check_host_budget(spec: ModelSpec, budget_bytes: int, base_bytes: int, staging_bytes: int) -> None:
+    """On CUDA: see that the host's part, libraries and pinned slabs, keeps to its own budget.
+
+    Raises:
+        BudgetTooSmall: It does not.
+    """
+    needed = base_bytes + staging_bytes + HEADROOM
+    if budget_bytes < needed:
+        raise BudgetTooSmall(
+            f"a host budget of {format_bytes(budget_bytes)} is too small for {spec.name}: it takes libraries "
+            f"{format_bytes(base_bytes)}, buffers of the lanes {format_bytes(staging_bytes)}",
+            f"the smallest host budget that works is {-(-needed // MIB)}MiB; fewer --lanes need less",
+            smallest_bytes=needed,
+        )

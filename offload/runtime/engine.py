@@ -18,8 +18,9 @@ import torch
 from offload.config import EngineConfig, Sampling
 from offload.errors import ContextOverflow, EngineBroken, ModelError
 from offload.runtime.generation import TokenSink, generate, generation_config
-from offload.runtime.loaded import LoadedModel, load_model
+from offload.runtime.loaded import LoadedModel
 from offload.runtime.loading import Progress
+from offload.runtime.opening import load_model
 from offload.runtime.text import ChatTokenizer
 from offload.telemetry.counters import Phase
 from offload.telemetry.snapshot import Completion, ExpertCounts, Snapshot

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from offload.errors import EngineBroken, ExpertReadError
 from offload.memory.residency import LOADING, RESIDENT, Residency
 from offload.policy import Policy
+from offload.runtime.tier import Tier
 from offload.telemetry.counters import Counters, Kind, Phase
 from offload.transfer.lanes import Completion, Lanes
 
@@ -36,12 +37,13 @@ class ExpertFetcher:
         fresh: [L*E] uint8, 1 for an expert brought by prediction and not used since.
     """
 
-    def __init__(self, residency: Residency, lanes: Lanes, counters: Counters, layers: int) -> None:
+    def __init__(self, residency: Residency, lanes: Lanes, tier: Tier, counters: Counters, layers: int) -> None:
         experts = len(residency.state)
         self._layers = layers
         self._per_layer = experts // layers
         self._residency = residency
         self._lanes = lanes
+        self._tier = tier
         self._counters = counters
         self.policy: Policy
         self.phase = Phase.PREFILL
@@ -176,6 +178,11 @@ class ExpertFetcher:
             else:
                 raise EngineBroken("every slot is pinned", "give the model a larger budget")
         slot = self._residency.start_load(expert)
+        try:
+            self._tier.prepare(slot)
+        except BaseException:
+            self._residency.abort_load(expert)
+            raise
         self._residency.pin(expert)
         self._lanes.submit(expert, slot, demand=True)
 

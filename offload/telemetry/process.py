@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 from pathlib import Path
 
 import psutil
@@ -17,6 +19,16 @@ def resident_bytes() -> int:
 def peak_resident_bytes() -> int:
     """The most resident memory that this process ever had."""
     return _status_field("VmHWM") or resident_bytes()
+
+
+def settled_resident_bytes() -> int:
+    """Resident memory now, after garbage, Python's and the allocator's, has been given back."""
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        pass  # not glibc
+    return resident_bytes()
 
 
 def _status_field(name: str) -> int | None:

@@ -1,0 +1,171 @@
+"""Opening a model within a memory budget: from the folder to a model that can answer.
+
+The order matters. What the folder says is read first, then everything is imported that will be, so that the
+interpreter's size is known; then the plan is made, and only then are weights read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import torch
+
+from offload.config import DEFAULT_EXPERTS_FRACTION, EngineConfig
+from offload.errors import ConfigError
+from offload.memory.budget import FixedCosts, check_host_budget, make_plan, workspace_bytes
+from offload.memory.residency import Residency
+from offload.models import ModelSpec, read_spec
+from offload.policy import DemandLRU
+from offload.runtime.compile import compile_kernels
+from offload.runtime.device import base_bytes, choose_device, device_memory_bytes
+from offload.runtime.experts import ArenaExperts
+from offload.runtime.fetch import ExpertFetcher
+from offload.runtime.kv import KVCache, attention_windows
+from offload.runtime.loaded import LoadedModel
+from offload.runtime.loading import (
+    DenseWeights,
+    Progress,
+    build_model,
+    dense_layout,
+    dense_shapes,
+    load_dense,
+    place_on_devices,
+)
+from offload.runtime.tier import CudaTier, HostTier, Tier
+from offload.runtime.views import ExpertViews
+from offload.store.base import ExpertStore
+from offload.store.calibrate import measure_read_rate
+from offload.store.open_store import open_store
+from offload.store.safetensors_index import CheckpointIndex
+from offload.telemetry.counters import Counters
+from offload.telemetry.process import settled_resident_bytes
+from offload.transfer.lanes import Lanes
+
+
+def load_model(config: EngineConfig, progress: Progress | None = None) -> LoadedModel:
+    """Open a model folder within a memory budget.
+
+    Raises:
+        ModelNotFound, UnsupportedModel, CorruptCheckpoint: The folder holds no model that can be run.
+        BudgetTooSmall, BudgetTooLarge: The budget cannot be kept.
+        ConfigError: A choice that this model or machine does not allow.
+    """
+    spec = read_spec(config.model)
+    index = CheckpointIndex.open(spec.folder)
+    device = choose_device(config.device)
+    torch.set_num_threads(config.threads or psutil.cpu_count(logical=False) or 1)
+    context = min(config.context, spec.max_context)
+
+    model = build_model(spec)
+    layout = dense_layout(dense_shapes(model), spec.decoder_layers)
+    kernels = _kernels(config, spec, model, layout.kernels_fit, device)
+    if kernels == "fast":
+        compile_kernels(progress)
+        import offload.runtime.kernels  # noqa: F401  # its size belongs to the base, measured below
+
+    store = open_store(spec, index, packs_folder=config.packs_folder)
+    try:
+        lanes_count = config.lanes or measure_read_rate(store, seconds_each=0.1).lanes
+        on_host = device.type == "cpu"
+        # On CUDA every lane has a pinned slab on the host; on the CPU it reads into the slots themselves.
+        staging = lanes_count * (store.staging_bytes + (0 if on_host else store.slot_bytes))
+        if not on_host and config.host_budget_bytes is not None:
+            check_host_budget(spec, config.host_budget_bytes, settled_resident_bytes(), staging)
+        fixed = FixedCosts(
+            base_bytes=base_bytes(device),
+            dense_bytes=2 * layout.size,
+            kv_bytes=context * spec.kv_bytes_per_token,
+            workspace_bytes=workspace_bytes(spec, context),
+            staging_bytes=staging if on_host else 0,
+        )
+        fraction = config.experts_fraction
+        if fraction is None and config.budget_bytes is None:
+            fraction = DEFAULT_EXPERTS_FRACTION
+        memory = device_memory_bytes(device)
+        plan = make_plan(spec, fixed, store.slot_bytes, config.budget_bytes, fraction, memory)
+        dense = load_dense(model, spec.architecture, index, layout, device, progress)
+    except BaseException:
+        store.close()
+        raise
+
+    _restore_rotary(model, device)
+    if device.type == "cuda" and torch.cuda.device_count() > 1:
+        model = place_on_devices(model)
+    cache = KVCache(spec, context, device, attention_windows(model.config))
+    tier: Tier
+    if on_host:
+        tier = host_tier = HostTier(store.slot_bytes, spec.total_experts)
+    else:
+        tier = CudaTier(store.slot_bytes, spec.total_experts, device)
+    residency = Residency(spec.total_experts, spec.total_experts, plan.slots)
+    counters = Counters(spec.num_layers, spec.num_experts)
+    lanes = Lanes(store, tier.stage, lanes_count)
+    fetcher = ExpertFetcher(residency, lanes, tier, counters, spec.num_layers)
+    policy = DemandLRU(fetcher.last_used)
+    fetcher.policy = policy
+    views = ExpertViews(spec, store, tier, residency)
+    layers = [module for module in model.modules() if isinstance(module, ArenaExperts)]
+    for number, module in enumerate(layers):
+        module.attach(number, spec.num_experts, fetcher, views)
+    decode = None
+    if kernels == "fast":
+        assert dense is not None
+        decode = _fast_decode(spec, model, dense, cache, store, host_tier, residency, fetcher, counters)
+    return LoadedModel(
+        spec, device, kernels, model, cache, store, tier, residency, lanes, policy, fetcher, counters, plan, decode
+    )
+
+
+def _fast_decode(
+    spec: ModelSpec,
+    model: Any,
+    dense: DenseWeights,
+    cache: KVCache,
+    store: ExpertStore,
+    tier: HostTier,
+    residency: Residency,
+    fetcher: ExpertFetcher,
+    counters: Counters,
+) -> Callable[[int], torch.Tensor]:
+    from offload.runtime.decode import FastDecoder, dense_view
+
+    view = dense_view(spec, model, dense, cache.context)
+    return FastDecoder(spec, view, cache, store, tier.arena, residency, fetcher, counters).step
+
+
+def _kernels(config: EngineConfig, spec: ModelSpec, model: Any, layout_fits: bool, device: torch.device) -> str:
+    if config.kernels == "reference":
+        return "reference"
+    why = _fast_unfit(spec, model.config, layout_fits, device)
+    if not why:
+        return "fast"
+    if config.kernels == "fast":
+        raise ConfigError(f"the fast kernels cannot run {spec.name}: {why}", "use --kernels reference")
+    return "reference"
+
+
+def _fast_unfit(spec: ModelSpec, config: Any, layout_fits: bool, device: torch.device) -> str:
+    """Why the fast kernels cannot run this model here, in a few words; empty if they can."""
+    if device.type != "cpu":
+        return "they run on the CPU only"
+    if not spec.architecture.fast_kernels:
+        return f"they do not compute layers of type {spec.architecture.model_type}"
+    if not layout_fits or spec.num_layers != spec.decoder_layers:
+        return "its layers are not all alike"
+    if config.hidden_act != "silu":
+        return f"its activation is {config.hidden_act}"
+    if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
+        return "it has sliding-window attention"
+    if getattr(config, "use_sliding_window", False):
+        return "it has sliding-window attention"
+    if config.rope_parameters.get("rope_type", "default") in ("dynamic", "longrope"):
+        return "its rotary embedding changes with the length"
+    return ""
+
+
+def _restore_rotary(model: Any, device: torch.device) -> None:
+    """Make the rotary embedding anew: its tables are in no checkpoint."""
+    rotary = model.model.rotary_emb
+    model.model.rotary_emb = type(rotary)(config=model.config).to(device)
