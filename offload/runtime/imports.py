@@ -65,8 +65,8 @@ def import_modeling(model_type: str) -> ModuleType:
 def _lean(torch: Any) -> Iterator[None]:
     with (
         _absent(_OPTIONAL),
-        replaced(torch.compiler, "disable", _unchanged),
-        replaced(torch.distributed, "is_available", lambda: False),
+        _replaced(torch.compiler, "disable", _unchanged),
+        _replaced(torch.distributed, "is_available", lambda: False),
         _without_dynamo(torch),
     ):
         yield
@@ -91,7 +91,7 @@ def _unchanged(function: Any = None, *args: object, **kwargs: object) -> Any:
 
 
 @contextmanager
-def replaced(owner: Any, name: str, value: Callable[..., Any]) -> Iterator[None]:
+def _replaced(owner: Any, name: str, value: Callable[..., Any]) -> Iterator[None]:
     """Give the attribute `name` of `owner` another value for a while."""
     original = getattr(owner, name)
     setattr(owner, name, value)

@@ -21,7 +21,7 @@ from offload.errors import CorruptCheckpoint, UnsupportedModel
 from offload.models import ModelSpec
 from offload.models.architecture import Architecture
 from offload.runtime.experts import ArenaExperts
-from offload.runtime.imports import import_modeling, replaced
+from offload.runtime.imports import import_modeling
 from offload.store.safetensors_index import CheckpointIndex
 
 Progress = Callable[[str, int, int], None]
@@ -150,20 +150,22 @@ def build_model(spec: ModelSpec) -> Any:
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
     from transformers.initialization import no_init_weights
+    from transformers.monkey_patching import register_patch_mapping, unregister_patch_mapping
 
     try:
         config = AutoConfig.from_pretrained(spec.folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever its checks raise
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnsupportedModel(f"transformers refuses the configuration of {spec.name}: {first_line}") from error
-    modeling = import_modeling(spec.architecture.model_type)
-    with (
-        # Not transformers' own patch mapping: that one looks for the class in every module there is, for 0.5 s.
-        replaced(modeling, spec.architecture.experts_class, ArenaExperts),
-        init_empty_weights(include_buffers=False),
-        no_init_weights(),
-    ):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
+    import_modeling(spec.architecture.model_type)
+    name = spec.architecture.experts_class
+    register_patch_mapping({name: ArenaExperts}, overwrite=True)
+    try:
+        with init_empty_weights(include_buffers=False), no_init_weights():
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
+    finally:
+        # The mapping is global: left behind, it would change models that others build in this process.
+        unregister_patch_mapping([name])
     if (spec.folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(spec.folder, local_files_only=True)
     model.tie_weights()
