@@ -43,7 +43,7 @@ class ArenaExperts(nn.Module):
         Args:
             hidden_states: [T, H] bfloat16.
             top_k_index: [T, K] int64, distinct in each row.
-            top_k_weights: [T, K], same type as hidden_states.
+            top_k_weights: [T, K], same type as hidden_states, or float32.
 
         Returns:
             [T, H], same type and device as hidden_states.
@@ -56,7 +56,6 @@ class ArenaExperts(nn.Module):
         device = self._views.device
         expert_of_row, order = torch.sort(top_k_index.reshape(-1))
         rows = hidden_states[order // top_k].to(device)  # [T*K, H], sorted by expert
-        weights = top_k_weights.reshape(-1)[order].to(device)
         experts, counts = torch.unique_consecutive(expert_of_row, return_counts=True)
         begin = 0
         spans = {}
@@ -69,5 +68,7 @@ class ArenaExperts(nn.Module):
             gate_up, down = self._views.of(expert)
             gate, up = torch.mm(rows[span], gate_up.t()).chunk(2, dim=-1)
             torch.mm(self.act_fn(gate) * up, down.t(), out=outputs[span])
-        weighted = (outputs * weights.unsqueeze(-1))[torch.argsort(order)]
+        del rows
+        outputs = outputs[torch.argsort(order)]
+        weighted = outputs * top_k_weights.reshape(-1, 1).to(device)  # float32 where the family's router has it
         return weighted.view(tokens, top_k, -1).sum(dim=1).to(device=home, dtype=hidden_states.dtype)
