@@ -156,11 +156,13 @@ def test_a_leftover_that_is_no_pack_at_all(folder, whole):
 
 def test_two_at_once_write_one(folder, whole):
     path = folder / PACK_NAME
-    children = [start(folder, path, pause=0.02) for _ in range(2)]
-    outputs = [child.communicate()[0] for child in children]
-    assert [child.returncode for child in children] == [0, 0]
-    assert sorted(output.splitlines()[-1] for output in outputs) == ["there 0", "written 0"]
-    assert any(line.startswith("wait ") for output in outputs for line in output.splitlines())
+    first = start(folder, path, pause=0.1)
+    assert first.stdout.readline().startswith("pack ")
+    second = start(folder, path)
+    outputs = [child.communicate()[0].splitlines() for child in (first, second)]
+    assert [child.returncode for child in (first, second)] == [0, 0]
+    assert [lines[-1] for lines in outputs] == ["written 0", "there 0"]
+    assert outputs[1][0].startswith("wait ")
     assert path.read_bytes() == whole
 
 
