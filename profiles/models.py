@@ -56,18 +56,33 @@ def installed_models() -> list[InstalledModel]:
     return sorted((model for model in found if model is not None), key=lambda model: model.name)
 
 
+def partial_models() -> list[InstalledModel]:
+    """Models of which an interrupted pull left a part; their folders are those that they are to have."""
+    try:
+        works = sorted(models_dir().glob(".*.fetching"))
+    except OSError:
+        return []
+    found = []
+    for work in works:
+        record = read_record(work)
+        if isinstance(record, HubRecord):
+            place = work.with_name(work.name.removeprefix(".").removesuffix(".fetching"))
+            found.append(InstalledModel(_name_of(place, record), place, work, record))
+    return found
+
+
 def pulled_models() -> list[str]:
     """Their names."""
     return [model.name for model in installed_models()]
 
 
 def installed_model(name: str) -> InstalledModel:
-    """The model called ``name``.
+    """The model called ``name``, whole or in part.
 
     Raises:
         ModelNotFound: There is none; a path names none either.
     """
-    for model in installed_models():
+    for model in [*installed_models(), *partial_models()]:
         if name in (model.name, model.place.name):
             return model
     hint = f"models: {', '.join(pulled_models())}" if pulled_models() else "none was pulled: finemoe pull demo"
@@ -167,7 +182,7 @@ def remove_model(model: InstalledModel) -> None:
     with storage_errors("the models folder", model.place):
         if model.place.is_symlink():
             model.place.unlink()
-        else:
+        elif model.place.exists():
             shutil.rmtree(model.place)
         for left in partial_folders(model.place):
             shutil.rmtree(left)
@@ -179,7 +194,11 @@ def _installed(place: Path) -> InstalledModel | None:
         return InstalledModel(place.name, place, record.path, record)
     if not (place / "config.json").is_file():
         return None
-    named_after_repo = isinstance(record, HubRecord) and record.repo.replace("/", "--") == place.name
-    return InstalledModel(
-        record.repo if named_after_repo and isinstance(record, HubRecord) else place.name, place, place, record
-    )
+    return InstalledModel(_name_of(place, record), place, place, record)
+
+
+def _name_of(place: Path, record: Record | None) -> str:
+    """What the model in ``place`` is called: like its repository, unless it was given another name."""
+    if isinstance(record, HubRecord) and record.repo.replace("/", "--") == place.name:
+        return record.repo
+    return place.name

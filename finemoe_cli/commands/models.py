@@ -15,7 +15,14 @@ from offload.models.record import HubRecord
 from offload.models.spec import ModelSpec, read_spec
 from offload.units import format_bytes
 from profiles.config_file import store_setting
-from profiles.models import InstalledModel, find_model, installed_model, installed_models, remove_model
+from profiles.models import (
+    InstalledModel,
+    find_model,
+    installed_model,
+    installed_models,
+    partial_models,
+    remove_model,
+)
 from profiles.paths import packs_dir
 from profiles.settings import resolve
 
@@ -45,9 +52,15 @@ def list_(as_json: options.Json = False) -> None:
     output = Output(as_json=as_json)
     default = resolve().settings.model
     rows = [_summary(model, default) for model in installed_models()]
+    partial = partial_models()
     if as_json:
-        output.json({"default": default, "models": rows})
+        output.json({"default": default, "models": rows, "partial": [model.name for model in partial]})
         return
+    for model in partial:
+        output.note(
+            f"{model.name} is here in part, {format_bytes(_bytes_in(model.folder))}: "
+            f"finemoe pull goes on with it, finemoe models rm {model.name} deletes it"
+        )
     if not rows:
         output.note("no model is here yet: finemoe pull demo")
         return
@@ -121,7 +134,7 @@ def rm(
     """Delete a model. Of a folder that was only given a name, only the name goes."""
     output = Output(quiet=quiet)
     model = installed_model(name)
-    size = _bytes_in(model.place)
+    size = _bytes_in(model.folder)
     what = (
         f"forget the name {model.name}; {model.folder} stays"
         if model.registered

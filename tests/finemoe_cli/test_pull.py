@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import shutil
 import signal
 import time
@@ -128,7 +130,8 @@ def test_a_killed_pull_goes_on_where_it_stopped(finemoe, hub, checkpoint):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not place_of(finemoe).exists()
-    assert finemoe("models", "list", "--json").json["models"] == []
+    listed = finemoe("models", "list", "--json").json
+    assert (listed["models"], listed["partial"]) == ([], [REPO])
     (part,) = work.glob(f"{SHARDS[1]}.*.part")
     had = part.stat().st_size
     assert 0 < had < size
@@ -144,6 +147,32 @@ def test_a_killed_pull_goes_on_where_it_stopped(finemoe, hub, checkpoint):
     for name in SHARDS:
         assert (place_of(finemoe) / name).read_bytes() == (checkpoint / name).read_bytes()
     assert not work.exists()
+
+
+def test_what_an_interrupted_pull_left_can_be_deleted(finemoe, hub, checkpoint):
+    hub.bytes_per_s = (checkpoint / SHARDS[0]).stat().st_size
+    process = finemoe.start("pull", REPO)
+    work = place_of(finemoe, ".somebody--tiny-moe.fetching")
+    wait_for(lambda: any(part.stat().st_size for part in work.glob("*.part")))
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors.decode().splitlines()[-1]) == (130, "interrupted")
+    assert finemoe("models", "rm", REPO, "--yes").code == 0
+    assert not work.exists()
+
+
+def test_deleting_asks_on_a_terminal(finemoe, checkpoint):
+    assert finemoe("pull", str(checkpoint), "--name", "mine", "-q").code == 0
+    for answer, code, left in (("n", 1, ["mine"]), ("y", 0, [])):
+        master, slave = pty.openpty()
+        process = finemoe.start("models", "rm", "mine", stdin=slave, stderr=slave)
+        os.write(master, f"{answer}\n".encode())
+        process.communicate(timeout=30)
+        assert b"forget the name mine" in os.read(master, 1 << 16).lower()
+        os.close(master)
+        os.close(slave)
+        assert process.returncode == code
+        assert [model["name"] for model in finemoe("models", "list", "--json").json["models"]] == left
 
 
 def test_a_connection_that_breaks_is_taken_up_again(finemoe, hub, checkpoint):

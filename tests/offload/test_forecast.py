@@ -24,6 +24,7 @@ from offload.models.architectures import ARCHITECTURES
 from offload.models.spec import spec_from_config
 from offload.units import GIB
 
+BY_HAND = (Path(__file__).parents[2] / "docs" / "plan.md").read_text(encoding="utf-8")
 PUBLISHED = json.loads((Path(__file__).parent / "published_models.json").read_text())
 QWEN15, QWEN3, MIXTRAL = PUBLISHED
 RATES = MachineRates(disk_bytes_per_s=1e9, lanes=4, memory_bytes_per_s=20e9, flops=200e9, memory_bytes=32 * GIB)
@@ -55,6 +56,8 @@ def test_sizes_of_published_models_are_those_worked_out_by_hand(name, expert, ex
     assert sizes.dense_bytes == dense
     assert 4096 * sizes.spec.kv_bytes_per_token == kv_4096
     assert sizes.dense_bytes + sizes.experts_bytes == sizes.download_bytes
+    for number in (expert, experts, total, dense, kv_4096):
+        assert f"{number:,}" in BY_HAND
 
 
 @pytest.mark.parametrize(
