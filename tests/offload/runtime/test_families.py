@@ -81,6 +81,15 @@ def test_sliding_window_attention_is_exact(tmp_path: Path, family: str) -> None:
         assert_same(greedy(engine, PROMPTS[1], NEW_TOKENS), plain)
 
 
+def test_compressed_queries_and_groups_of_experts_are_exact(tmp_path: Path) -> None:
+    # What the large DeepSeek-V2 has beyond V2-Lite.
+    groups = {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2, "routed_scaling_factor": 16.0}
+    folder = tiny_checkpoint(
+        tmp_path / "model", family="deepseek_v2", experts=16, top_k=4, q_lora_rank=24, **groups
+    )
+    assert_turns_are_exact(folder)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_swapped_expert_is_noticed(tmp_path: Path, family: str) -> None:
     folder = tiny_checkpoint(tmp_path / "model", family=family)
