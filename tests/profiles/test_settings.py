@@ -64,7 +64,12 @@ def test_what_a_profile_carries_is_in_force():
     resolved = resolve({"profile": "mine", "lanes": "3"}, {"FINEMOE_CONTEXT": "9"})
     config = resolved.engine_config(Path("model"))
     assert config == EngineConfig(
-        model=Path("model"), budget_bytes=1 << 30, context=512, kernels="reference", lanes=3
+        model=Path("model"),
+        budget_bytes=1 << 30,
+        context=512,
+        kernels="reference",
+        lanes=3,
+        packs_folder=paths.packs_dir(),
     )
 
 
