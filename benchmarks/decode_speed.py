@@ -65,12 +65,12 @@ def measure_finemoe(model: Path, tokens: int, kernels: str, fraction: float) -> 
     from offload.models import read_spec
     from offload.store.calibrate import measure_read_rate
     from offload.store.safetensors_index import CheckpointIndex
-    from offload.store.safetensors_store import SafetensorsStore
+    from offload.store.open_store import open_store
 
     rate = 0.0
     lanes = None
     if fraction < 1:
-        store = SafetensorsStore.open(read_spec(model), CheckpointIndex.open(model))
+        store = open_store(read_spec(model), CheckpointIndex.open(model))
         calibration = measure_read_rate(store, seconds_each=1.0)
         rate, lanes = calibration.bytes_per_second, calibration.lanes
         store.close()

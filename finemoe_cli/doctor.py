@@ -26,6 +26,7 @@ from profiles.paths import (
     existing_parent,
     kernels_dir,
     models_dir,
+    packs_dir,
 )
 from profiles.settings import Resolved, resolve
 
@@ -217,10 +218,10 @@ def _checkpoint(folder: Path) -> Iterator[Finding]:
     from offload.models.spec import read_spec
     from offload.store.calibrate import measure_read_rate
     from offload.store.safetensors_index import CheckpointIndex
-    from offload.store.safetensors_store import SafetensorsStore
+    from offload.store.open_store import open_store
 
     spec = read_spec(folder)
-    store = SafetensorsStore.open(spec, CheckpointIndex.open(folder))
+    store = open_store(spec, CheckpointIndex.open(folder), packs_folder=packs_dir())
     try:
         yield Finding(
             "ok",
@@ -248,6 +249,8 @@ def _checkpoint(folder: Path) -> Iterator[Finding]:
         f"({rates}); {measured.seconds_per_expert * 1e3:.2f} ms an expert",
         measured.as_dict(),
     )
+    if store.note:
+        yield Finding("warn", "pack", store.note, {"store": store.kind, "note": store.note})
     if measured.direct:
         yield Finding("ok", "direct I/O", "yes: reads go past the page cache", {"direct": True})
     else:

@@ -108,6 +108,8 @@ def _setup(completion: Numbers) -> str:
         reads = (
             "direct I/O" if io["direct"] else f"buffered reads ({io.get('direct_refused') or 'direct I/O refused'})"
         )
+    if io.get("store") == "packed":
+        reads += " of a pack"
     return _join(
         str(completion.get("model") or ""),
         f"profile {completion['profile']}" if completion.get("profile") else "",

@@ -130,7 +130,8 @@ class LoadedModel:
 
     def io_facts(self) -> IoFacts:
         """How experts are read."""
-        return IoFacts(self._store.direct, self._store.direct_refused, self._lanes.count)
+        store = self._store
+        return IoFacts(store.kind, store.note, store.direct, store.direct_refused, self._lanes.count)
 
     def close(self) -> None:
         """Give everything back."""

@@ -40,11 +40,15 @@ class IoFacts:
     """How experts are read.
 
     Attributes:
+        store: What they are read from: ``safetensors`` (the checkpoint, in place) or ``packed``.
+        note: Why a pack that is there is not used, in one line; empty otherwise.
         direct: Whether reads go past the page cache.
         direct_refused: Why not, in one line; empty if they do.
         lanes: Reading threads.
     """
 
+    store: str
+    note: str
     direct: bool
     direct_refused: str
     lanes: int
