@@ -64,8 +64,8 @@ def measure_finemoe(model: Path, tokens: int, kernels: str, fraction: float) -> 
     from offload import Engine, EngineConfig, Sampling
     from offload.models import read_spec
     from offload.store.calibrate import measure_read_rate
-    from offload.store.safetensors_index import CheckpointIndex
     from offload.store.open_store import open_store
+    from offload.store.safetensors_index import CheckpointIndex
 
     rate = 0.0
     lanes = None

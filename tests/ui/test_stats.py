@@ -48,7 +48,7 @@ def completion(**changed: object) -> dict:
         tokens_per_s=10.0,
         e2e_s=2.04,
         memory=memory,
-        io=IoFacts(direct=False, direct_refused="tmpfs", lanes=1),
+        io=IoFacts(store="safetensors", note="", direct=False, direct_refused="tmpfs", lanes=1),
         experts=ExpertCounts(prefill, decode),
     ).to_dict()
     return answer | {"profile": "balanced"} | changed
