@@ -129,10 +129,14 @@ def _row(made: Forecast, total: int) -> tuple[str, ...]:
         format_bytes(made.plan.budget_bytes),
         f"{made.plan.slots} of {total} ({_percent(made.share)})",
         f"{made.hit_rate:.0%}",
-        f"{made.tokens_per_s:.2g}" if made.tokens_per_s < 10 else f"{made.tokens_per_s:.0f}",
+        _number(made.tokens_per_s),
         f"{made.ttft_warm_s:.1f}-{made.ttft_cold_s:.1f} s",
         made.verdict,
     )
+
+
+def _number(value: float) -> str:
+    return f"{value:.2g}" if value < 1 else f"{value:.1f}" if value < 10 else f"{value:.0f}"
 
 
 def _percent(share: float) -> str:
