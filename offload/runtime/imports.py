@@ -11,7 +11,6 @@ Measured on Linux with torch 2.13: 368 MiB resident after a plain import, 260 Mi
 from __future__ import annotations
 
 import ctypes
-import importlib
 import importlib.util
 import os
 import sys
@@ -43,7 +42,12 @@ def import_transformers() -> None:
     import torch
     import torch.distributed
 
-    with _lean(torch):
+    with (
+        _absent(_OPTIONAL),
+        _replaced(torch.compiler, "disable", _unchanged),
+        _replaced(torch.distributed, "is_available", lambda: False),
+        _without_dynamo(torch),
+    ):
         import transformers.generation.utils
         import transformers.modeling_utils
         import transformers.models.auto.modeling_auto
@@ -51,25 +55,6 @@ def import_transformers() -> None:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-
-
-def import_modeling(model_type: str) -> ModuleType:
-    """transformers' module with the models of one family."""
-    import torch
-
-    with _lean(torch):
-        return importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
-
-
-@contextmanager
-def _lean(torch: Any) -> Iterator[None]:
-    with (
-        _absent(_OPTIONAL),
-        _replaced(torch.compiler, "disable", _unchanged),
-        _replaced(torch.distributed, "is_available", lambda: False),
-        _without_dynamo(torch),
-    ):
-        yield
 
 
 def _return_large_blocks_at_once() -> None:

@@ -21,7 +21,6 @@ from offload.errors import CorruptCheckpoint, UnsupportedModel
 from offload.models import ModelSpec
 from offload.models.architecture import Architecture
 from offload.runtime.experts import ArenaExperts
-from offload.runtime.imports import import_modeling
 from offload.store.safetensors_index import CheckpointIndex
 
 Progress = Callable[[str, int, int], None]
@@ -157,7 +156,6 @@ def build_model(spec: ModelSpec) -> Any:
     except Exception as error:  # transformers raises whatever its checks raise
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnsupportedModel(f"transformers refuses the configuration of {spec.name}: {first_line}") from error
-    import_modeling(spec.architecture.model_type)
     name = spec.architecture.experts_class
     register_patch_mapping({name: ArenaExperts}, overwrite=True)
     try:
