@@ -118,6 +118,7 @@ def test_the_demo_at_a_twentieth(demo_model: Path, demo_prompts: list[list[int]]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kernels", ["reference", "fast"])
 def test_the_demo_at_every_budget(demo_model: Path, demo_prompts: list[list[int]], kernels: str) -> None:
     _compare_budgets(demo_model, demo_prompts, kernels, fractions=(0.05, 0.125, 0.25, 0.5), new_tokens=24)

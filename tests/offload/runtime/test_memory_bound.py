@@ -14,6 +14,7 @@ import pytest
 from offload.units import MIB
 
 TOLERANCE = 1.03
+SLOW = (pytest.mark.slow, pytest.mark.timeout(1800))
 
 LONG_ANSWER = """
 import json, sys
@@ -62,8 +63,8 @@ def peak_of(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
         (1000, 40, 4096, "fast"),
         (1300, 600, 4096, "reference"),
         (1700, 1200, 2048, "fast"),
-        pytest.param(900, 4000, 4096, "fast", marks=pytest.mark.slow),
-        pytest.param(1200, 4000, 8192, "reference", marks=pytest.mark.slow),
+        pytest.param(900, 4000, 4096, "fast", marks=SLOW),
+        pytest.param(1200, 4000, 8192, "reference", marks=SLOW),
     ],
 )
 def test_peak_resident_memory_keeps_to_the_budget(
