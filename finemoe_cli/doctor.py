@@ -217,8 +217,8 @@ def _model(it: Subject) -> Iterator[Finding]:
 def _checkpoint(folder: Path) -> Iterator[Finding]:
     from offload.models.spec import read_spec
     from offload.store.calibrate import measure_read_rate
-    from offload.store.safetensors_index import CheckpointIndex
     from offload.store.open_store import open_store
+    from offload.store.safetensors_index import CheckpointIndex
 
     spec = read_spec(folder)
     store = open_store(spec, CheckpointIndex.open(folder), packs_folder=packs_dir())
