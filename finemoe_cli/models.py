@@ -134,7 +134,8 @@ def _register(path: Path, name: str | None) -> Pulled:
 
 
 def _pull_repo(repo: str, name: str | None, revision: str | None, output: Output) -> Pulled:
-    from offload.models.hub import describe, fetch_model
+    from offload.models.hub import describe
+    from offload.models.hub_fetch import fetch_model
 
     place = model_place(name or repo)
     with output.waiting("asking the hub"):

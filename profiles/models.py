@@ -177,7 +177,7 @@ def remove_model(model: InstalledModel) -> None:
     Raises:
         StorageError: Something could not be deleted.
     """
-    from offload.models.hub import partial_folders
+    from offload.models.hub_fetch import partial_folders
 
     with storage_errors("the models folder", model.place):
         if model.place.is_symlink():

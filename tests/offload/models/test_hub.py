@@ -16,7 +16,8 @@ from offload.errors import (
     StorageError,
     UnsupportedModel,
 )
-from offload.models.hub import HubModel, describe, fetch_model
+from offload.models.hub import HubModel, describe
+from offload.models.hub_fetch import fetch_model
 from offload.models.record import RECORD_NAME, FolderRecord, HubFile, HubRecord, read_record, write_record
 from offload.models.spec import spec_from_config
 from tests.support.checkpoints import tiny_checkpoint
@@ -38,7 +39,7 @@ def model():
 
 def test_a_full_disk_is_said_with_numbers_before_anything_is_fetched(model, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1 << 30)
-    monkeypatch.setattr("offload.models.hub.shutil.disk_usage", lambda folder: usage)
+    monkeypatch.setattr("offload.models.hub_fetch.shutil.disk_usage", lambda folder: usage)
     with pytest.raises(StorageError, match=r"needs 26\.7 GiB more, and .* has 1\.00 GiB free") as caught:
         fetch_model(model, tmp_path / "models" / "owner--name")
     assert "free 25.7 GiB" in caught.value.hint
