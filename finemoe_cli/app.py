@@ -6,6 +6,7 @@ the imports of the commands themselves are already under that roof.
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import traceback
@@ -36,7 +37,20 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     interrupts.ignore()
     flushed = _ending(finish_stdout)
     drop_stdout()
+    if interrupts.seen:
+        _exit_after_interrupt(code or flushed)
     sys.exit(code or flushed)
+
+
+def _exit_after_interrupt(code: int) -> NoReturn:
+    """Exits with ``code`` for certain.
+
+    Python remembers a ``KeyboardInterrupt`` that passed through an ``exec``, as dataclasses have many, and on its
+    way out ends itself with SIGINT for it, although the exception was caught long before.
+    """
+    atexit._run_exitfuncs()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _invoke(arguments: Sequence[str] | None) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -26,8 +28,9 @@ class Interrupts:
         self.seen = False
 
     def install(self) -> None:
-        """From here on a SIGINT raises ``KeyboardInterrupt``."""
+        """From here on a SIGINT raises ``KeyboardInterrupt``, wherever it comes."""
         self._handle(self._raise)
+        sys.unraisablehook = _raise_again
 
     def ignore(self) -> None:
         """From here on nothing interrupts: the command is ending anyway."""
@@ -73,6 +76,17 @@ class Interrupts:
     def _handle(self, handler: Handler | signal.Handlers) -> None:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN or handler is signal.SIG_IGN:
             signal.signal(signal.SIGINT, handler)
+
+
+def _raise_again(lost: sys.UnraisableHookArgs) -> None:
+    """In a finalizer Python drops an exception and tells of it; an interruption is kept, and nothing is told."""
+    if isinstance(lost.exc_value, KeyboardInterrupt):
+        # A little later and from another thread: raised here, it would be dropped here.
+        again = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT))
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _abort(signum: int, frame: FrameType | None) -> None:
