@@ -1,6 +1,6 @@
 """How far the fast kernels are from the float32 truth, beside transformers in bfloat16.
 
-    python benchmarks/kernel_error.py [--model PATH] [--tokens 32] [--json FILE]
+    python -m benchmarks.kernel_error [--model PATH] [--tokens 32] [--json FILE]
 
 For each of the test suite's 20 prompts (1 to about 600 tokens) the fast kernels answer greedily; transformers'
 own model then goes through the same tokens, once in float32 (the truth) and once in bfloat16, one forward pass a
