@@ -10,7 +10,8 @@ how; the engine never prints.
     │   └── ContextOverflow    the prompt does not fit into the context window
     ├── NotFound               something that was named does not exist
     │   ├── ModelNotFound
-    │   └── ProfileNotFound
+    │   ├── ProfileNotFound
+    │   └── SessionNotFound
     ├── DoesNotFit             the memory budget, the model and the machine do not go together
     │   ├── BudgetTooSmall     the budget cannot hold the model's fixed parts
     │   └── BudgetTooLarge     the machine has less memory than the budget promises
@@ -20,6 +21,7 @@ how; the engine never prints.
     ├── PullError              a model could not be fetched or built
     │   └── ChecksumMismatch
     ├── StorageError           the disk is full, or a folder cannot be written
+    │   └── DamagedFile        a file of finemoe's own is not what was written
     ├── ExpertReadError        an expert's bytes could not be read while generating
     └── EngineBroken           the engine was closed, or met an error that it cannot go on after
 """
@@ -59,6 +61,10 @@ class ModelNotFound(NotFound):
 
 class ProfileNotFound(NotFound):
     """No profile of that name."""
+
+
+class SessionNotFound(NotFound):
+    """No session or message of that id or title."""
 
 
 class DoesNotFit(FinemoeError):
@@ -103,6 +109,10 @@ class ChecksumMismatch(PullError):
 
 class StorageError(FinemoeError):
     """The disk is full, or a folder cannot be written."""
+
+
+class DamagedFile(StorageError):
+    """A file of finemoe's own is not what was written; it is left as it is."""
 
 
 class ExpertReadError(FinemoeError):

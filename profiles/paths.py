@@ -60,6 +60,16 @@ def kernels_dir() -> Path:
     return cache_dir() / "kernels"
 
 
+def sessions_file() -> Path:
+    """The conversations, an SQLite database."""
+    return data_dir() / "sessions.db"
+
+
+def embedders_dir() -> Path:
+    """Models that turn text into vectors, one folder each."""
+    return cache_dir() / "embedders"
+
+
 def ensure_folder(folder: Path) -> Path:
     """``folder``, created if need be and writable.
 

@@ -1,0 +1,15 @@
+"""The chat's conversations: kept, searched, exported. Importing this imports neither torch nor numpy."""
+
+from ui.sessions.export import export_json, export_markdown
+from ui.sessions.records import FINISH_REASONS, Hit, Message, Session
+from ui.sessions.store import SessionStore
+
+__all__ = [
+    "FINISH_REASONS",
+    "Hit",
+    "Message",
+    "Session",
+    "SessionStore",
+    "export_json",
+    "export_markdown",
+]
