@@ -1,0 +1,1 @@
+"""Routing looked at afterwards: what could have been done with it."""

@@ -1,0 +1,1 @@
+"""Conversations recorded with their telemetry, and played again without a model."""
