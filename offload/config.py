@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from offload.errors import ConfigError
@@ -34,6 +35,8 @@ class EngineConfig:
         lanes: Reading threads; None measures which number reads fastest.
         threads: Threads torch computes a prompt with; None takes the physical cores.
         policy: Which experts to keep and to fetch ahead.
+        policy_options: The policy's parameters, by name.
+        knowledge: Folder of what policies have learnt about models; None for nothing.
         packs_folder: Where to look for the model's packed experts if they are not in its own folder.
     """
 
@@ -47,6 +50,8 @@ class EngineConfig:
     lanes: int | None = None
     threads: int | None = None
     policy: str = "demand"
+    policy_options: Mapping[str, float] = field(default_factory=dict)
+    knowledge: Path | None = None
     packs_folder: Path | None = None
 
     def __post_init__(self) -> None:

@@ -35,6 +35,7 @@ class FixedCosts:
         kv_bytes: Key-value cache for the whole context.
         workspace_bytes: Working memory of a forward pass.
         staging_bytes: Buffers of the reading lanes.
+        policy_bytes: What the policy has learnt, and the tables it works with.
     """
 
     base_bytes: int
@@ -42,10 +43,11 @@ class FixedCosts:
     kv_bytes: int
     workspace_bytes: int
     staging_bytes: int
+    policy_bytes: int = 0
 
     @property
     def total(self) -> int:
-        return self.base_bytes + self.dense_bytes + self.kv_bytes + self.workspace_bytes + self.staging_bytes
+        return sum(asdict(self).values())
 
     def __str__(self) -> str:
         parts = (
@@ -53,6 +55,7 @@ class FixedCosts:
             ("dense weights", self.dense_bytes),
             ("KV cache", self.kv_bytes),
             ("workspace", self.workspace_bytes + self.staging_bytes),
+            ("policy", self.policy_bytes),
         )
         return ", ".join(f"{name} {format_bytes(size)}" for name, size in parts if size)
 

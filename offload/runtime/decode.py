@@ -13,11 +13,13 @@ from offload.memory.arena import HostArena
 from offload.memory.residency import Residency
 from offload.models import ModelSpec
 from offload.runtime import kernels
-from offload.runtime.fetch import ExpertFetcher
 from offload.runtime.kv import KVCache
 from offload.runtime.loading import DenseWeights
+from offload.runtime.watch import Watch
 from offload.store.base import ExpertStore
 from offload.telemetry.counters import Counters
+from offload.telemetry.routing import Routing
+from offload.transfer.fetch import ExpertFetcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,9 @@ class FastDecoder:
         residency: Residency,
         fetcher: ExpertFetcher,
         counters: Counters,
+        watch: Watch,
     ) -> None:
+        self._watch = watch
         self._spec = spec
         self._dense = dense
         self._cache = cache
@@ -108,6 +112,7 @@ class FastDecoder:
         )
         hidden, layers = spec.hidden_size, spec.num_layers
         widest = max(spec.expert_size, spec.shared_expert_size)
+        self._embedding = _floats(hidden)
         self._x = _floats(hidden)
         self._normed = _floats(hidden)
         self._qkv = _floats((spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim)
@@ -116,14 +121,14 @@ class FastDecoder:
         self._wide = _floats(hidden)
         self._gate_up = _floats(2 * widest)
         self._gated = _floats(widest)
-        self._rows = _floats(spec.top_k + 1, hidden)
-        self._done = np.zeros(spec.top_k + 1, np.uint8)
-        self.probabilities = _floats(layers, spec.num_experts)
-        """[L, E] float32: the last token's router probabilities."""
-        self.chosen = np.zeros((layers, spec.top_k), np.int32)
-        """[L, K] int32: the last token's experts, likeliest first."""
-        self.shares = _floats(layers, spec.top_k)
-        """[L, K] float32: the weights their outputs had."""
+        self._rows = _floats(spec.top_k, hidden)
+        self._done = np.zeros(spec.top_k, np.uint8)
+        self._residuals = _floats(layers, hidden)
+        self._shared = _floats(layers, hidden)
+        self._probabilities = _floats(layers, spec.num_experts)
+        self._chosen = np.zeros((layers, spec.top_k), np.int32)  # likeliest first
+        self._shares = _floats(layers, spec.top_k)
+        self._routings = self._make_routings()
 
     def step(self, token: int) -> torch.Tensor:
         """Logits after `token` at the next position of the cache: [1, 1, V] float32.
@@ -131,45 +136,86 @@ class FastDecoder:
         Raises:
             ExpertReadError: An expert could not be read; the cache is as before.
         """
-        kernels.embed(self._dense.embedding, token, self._x)
-        layers, experts = self._spec.num_layers, self._spec.num_experts
-        layer = self._run(0, False)
+        watch, layers = self._watch, self._spec.num_layers
+        kernels.embed(self._dense.embedding, token, self._embedding)
+        self._x[:] = self._embedding
+        watch.begin((token,), self._cache.length, self._embedding)
+        pause = watch.looks_ahead
+        layer = self._run(0, False, pause)
         while layer < layers:
-            needed = [layer * experts + int(e) for e in self.chosen[layer]]
-            try:
-                self._fetcher.request(layer, needed)
-                while self._compute_rows(layer):
-                    self._fetcher.wait(layer)
-                self._fetcher.release(needed)
-            except BaseException:
-                self._fetcher.abandon(needed)
-                raise
-            layer = self._run(layer, True)
+            self._experts_of(layer, pause)
+            layer = self._run(layer, True, pause)
+        if not pause:
+            for routing in self._routings:
+                watch.routed(routing)
+        watch.end(self._chosen)
         self._cache.advance()
         logits = np.empty(self._spec.vocab_size, np.float32)
         kernels.head(self._x, self._dense.norm, self._dense.eps, self._dense.head, self._normed, logits)
         return torch.from_numpy(logits).view(1, 1, -1)
 
-    def _run(self, first: int, resume: bool) -> int:
+    def _experts_of(self, layer: int, look: bool) -> None:
+        """Bring in and compute the experts of a layer that the kernels stopped at.
+
+        Demand reads start first. What the policy works out meanwhile, and what it fetches, comes behind them.
+        """
+        first = layer * self._spec.num_experts
+        needed = [first + expert for expert in self._chosen[layer].tolist()]
+        fetcher = self._fetcher
+        try:
+            fetcher.request(layer, needed)
+            self._compute_shared(layer)
+            if look:
+                self._watch.routed(self._routings[layer])
+                fetcher.look_ahead(layer)
+            while self._compute_rows(layer):
+                fetcher.wait(layer)
+            fetcher.release(needed)
+        except BaseException:
+            fetcher.abandon(needed)
+            raise
+
+    def _make_routings(self) -> list[Routing]:
+        """What the watch is told of each layer: views of the scratch arrays."""
+        spec = self._spec
+        shared = self._shared if spec.shared_expert_size else None
+        return [
+            Routing(
+                layer=layer,
+                probabilities=self._probabilities[layer : layer + 1],
+                chosen=self._chosen[layer : layer + 1],
+                residual=self._residuals[layer : layer + 1],
+                shared=None if shared is None else shared[layer : layer + 1],
+            )
+            for layer in range(spec.num_layers)
+        ]
+
+    def _run(self, first: int, resume: bool, pause: bool) -> int:
         dense, fetcher, counters = self._dense, self._fetcher, self._counters
         return int(
             kernels.run_layers(
-                first, self._spec.num_layers, resume, self._cache.length, self._dims, dense.at, dense.eps,
-                dense.layers, dense.rope, self._cache_bits, self._weights, self._gate_up_at, self._down_at,
-                self._residency.slot_of, self._residency.state, self._slot_size, self._x, self._normed, self._qkv,
-                self._heads, self._scores, self._wide, self.probabilities, self.chosen, self.shares, self._gate_up,
-                self._gated, self._rows, self._done, fetcher.fresh, counters.tally[fetcher.phase], counters.uses,
-                fetcher.last_used, fetcher.clock,
+                first, self._spec.num_layers, resume, pause, self._cache.length, self._dims, dense.at,
+                dense.eps, dense.layers, dense.rope, self._cache_bits, self._weights, self._gate_up_at,
+                self._down_at, self._residency.slot_of, self._residency.state, self._slot_size, self._x,
+                self._normed, self._qkv, self._heads, self._scores, self._wide, self._residuals, self._shared,
+                self._probabilities, self._chosen, self._shares, self._gate_up, self._gated, self._rows, self._done,
+                fetcher.fresh, fetcher.kind_of, counters.tally[fetcher.phase], counters.uses, fetcher.last_used,
+                fetcher.clock,
             )
         )  # fmt: skip
 
-    def _compute_rows(self, layer: int) -> int:
+    def _compute_shared(self, layer: int) -> None:
         dense = self._dense
+        kernels.compute_shared(
+            layer, self._dims, dense.at, dense.layers, self._normed, self._gate_up, self._gated, self._shared
+        )
+
+    def _compute_rows(self, layer: int) -> int:
         return int(
             kernels.compute_rows(
-                layer, self._dims, dense.at, dense.layers, self._weights, self._gate_up_at, self._down_at,
-                self._residency.slot_of, self._residency.state, self._slot_size, self._normed, self.chosen,
-                self._gate_up, self._gated, self._rows, self._done,
+                layer, self._dims, self._weights, self._gate_up_at, self._down_at, self._residency.slot_of,
+                self._residency.state, self._slot_size, self._normed, self._chosen, self._gate_up, self._gated,
+                self._rows, self._done,
             )
         )  # fmt: skip
 

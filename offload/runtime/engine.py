@@ -23,7 +23,8 @@ from offload.runtime.loading import Progress
 from offload.runtime.opening import load_model
 from offload.runtime.text import ChatTokenizer
 from offload.telemetry.counters import Phase
-from offload.telemetry.snapshot import Completion, ExpertCounts, Snapshot
+from offload.telemetry.routing import Observer
+from offload.telemetry.snapshot import Completion, EngineView, ExpertCounts, Snapshot
 
 Messages = Sequence[dict[str, str]]
 
@@ -136,7 +137,43 @@ class Engine:
             BudgetTooSmall, BudgetTooLarge: The budget cannot be kept; the old one stays.
         """
         self._loaded.propose_budget(budget_bytes, experts_fraction)
-        self._apply_budget_if_idle()
+        self._apply_changes_if_idle()
+
+    def set_policy(self, name: str) -> None:
+        """Let another policy decide, from the next token on. The text does not change.
+
+        Raises:
+            ConfigError: There is no such policy.
+        """
+        self._loaded.propose_policy(name)
+        self._apply_changes_if_idle()
+
+    def observe(self, observer: Observer) -> None:
+        """Tell `observer` of every forward pass from now on. Waits for a running answer to end."""
+        with self._exclusive():
+            self._loaded.watch.add(observer)
+
+    def unobserve(self, observer: Observer) -> None:
+        """Tell `observer` no more. Waits for a running answer to end."""
+        with self._exclusive():
+            self._loaded.watch.remove(observer)
+
+    def view(self) -> EngineView:
+        """The engine's own arrays, which change while it runs: for boards. From any thread, only to be read."""
+        loaded = self._loaded
+        return EngineView(
+            state=loaded.residency.state,
+            fresh=loaded.fetcher.fresh,
+            counters=loaded.counters,
+            link=loaded.around.link,
+            policy=loaded.watch.policy,
+        )
+
+    def reset_counters(self) -> None:
+        """Put all counters to zero. Waits for a running answer to end."""
+        with self._exclusive():
+            self._loaded.counters.reset()
+            self._tokens = 0
 
     def forget(self) -> None:
         """Drop all keys and values: the next call computes its whole prompt."""
@@ -151,7 +188,7 @@ class Engine:
             model=loaded.spec.name,
             device=str(loaded.device),
             kernels=loaded.kernels,
-            policy=loaded.policy.name,
+            policy=loaded.watch.policy.name,
             memory=loaded.memory_use(),
             io=loaded.io_facts(),
             experts=self._counts(),
@@ -187,7 +224,7 @@ class Engine:
     ) -> Completion:
         with self._exclusive():
             completion = self._generate_exclusively(token_ids, sampling, on_token, on_logits)
-        self._apply_budget_if_idle()
+        self._apply_changes_if_idle()
         return completion
 
     def _generate_exclusively(
@@ -216,6 +253,7 @@ class Engine:
         )
         before = self._counts()
         loaded.fetcher.phase = Phase.PREFILL
+        loaded.watch.request += 1
         self._on_logits = on_logits
         try:
             generate(loaded.model, loaded.cache, token_ids, config, sampling, sink, self._stop.is_set)
@@ -231,7 +269,7 @@ class Engine:
             model=loaded.spec.name,
             device=str(loaded.device),
             kernels=loaded.kernels,
-            policy=loaded.policy.name,
+            policy=loaded.watch.policy.name,
             prompt_tokens=len(token_ids),
             reused_tokens=reused,
             completion_tokens=len(sink.token_ids),
@@ -271,11 +309,11 @@ class Engine:
         counters = self._loaded.counters
         return ExpertCounts(counters.phase(Phase.PREFILL), counters.phase(Phase.DECODE))
 
-    def _apply_budget_if_idle(self) -> None:
+    def _apply_changes_if_idle(self) -> None:
         if self._busy.acquire(blocking=False):
             try:
                 if not self._closed:
-                    self._loaded.apply_budget()
+                    self._loaded.apply_changes()
             finally:
                 self._busy.release()
 

@@ -7,24 +7,30 @@ one matrix product an expert, routing weights applied, each token's rows summed 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
-from offload.runtime.fetch import ExpertFetcher
 from offload.runtime.views import ExpertViews
+from offload.transfer.fetch import ExpertFetcher
 
 
 class ArenaExperts(nn.Module):
-    """One layer's routed experts. Built by transformers with the model's configuration, then attached."""
+    """One layer's routed experts. Built by transformers with the model's configuration, then attached.
+
+    Attributes:
+        told: Called with the layer and the router's choice, [T, K] int64, before anything is read.
+    """
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.act_fn = ACT2FN[config.hidden_act]
         self._layer = -1
         self._first = -1
+        self.told: Callable[[int, torch.Tensor], None] = _nobody
         self._fetcher: ExpertFetcher
         self._views: ExpertViews
 
@@ -51,6 +57,7 @@ class ArenaExperts(nn.Module):
         Raises:
             ExpertReadError: An expert could not be read.
         """
+        self.told(self._layer, top_k_index)
         tokens, top_k = top_k_index.shape
         home = hidden_states.device
         device = self._views.device
@@ -72,3 +79,7 @@ class ArenaExperts(nn.Module):
         outputs = outputs[torch.argsort(order)]
         weighted = outputs * top_k_weights.reshape(-1, 1).to(device)  # float32 where the family's router has it
         return weighted.view(tokens, top_k, -1).sum(dim=1).to(device=home, dtype=hidden_states.dtype)
+
+
+def _nobody(layer: int, chosen: torch.Tensor) -> None:
+    """Until somebody wants to be told."""

@@ -235,25 +235,42 @@ def _expert(arena, gate_up_at, down_at, dims, normed, gate_up, gated, out):
     _matvec(arena, down_at, dims[HIDDEN], gated[:size], out)
 
 
+@njit(types.void(int64, _i1, _i1, _u2, _f1, _f1, _f1, _f2), **_OPTIONS)
+def compute_shared(layer, dims, at, dense, normed, gate_up, gated, shared):
+    """shared[layer] = what the layer's shared expert, which every token goes through, adds; zeros without one."""
+    size, hidden = dims[SHARED_SIZE], dims[HIDDEN]
+    out = shared[layer]
+    if size == 0:
+        out[:] = 0
+        return
+    weights = dense[layer]
+    _matvec(weights, at[AT_SHARED_GATE_UP], 2 * size, normed, gate_up)
+    _gated(gate_up, size, gated)
+    _matvec(weights, at[AT_SHARED_DOWN], hidden, gated[:size], out)
+    gate = np.float32(0.0)
+    gate_row = weights[at[AT_SHARED_GATE] : at[AT_SHARED_GATE] + hidden]
+    for i in range(hidden):
+        gate += _widen(gate_row[i]) * normed[i]
+    share = np.float32(1.0) / (np.float32(1.0) + np.exp(-gate))
+    for i in range(hidden):
+        out[i] *= share
+
+
 @njit(
-    int64(
-        int64, _i1, _i1, _u2, _u1, _i1, _i1, _slots, _states, int64,
-        _f1, _chosen, _f1, _f1, _f2, _b1,
-    ),
+    int64(int64, _i1, _u1, _i1, _i1, _slots, _states, int64, _f1, _chosen, _f1, _f1, _f2, _b1),
     **_OPTIONS,
-)  # fmt: skip
+)
 def compute_rows(
-    layer, dims, at, dense, arena, gate_up_at, down_at, slot_of, state, slot_size,
+    layer, dims, arena, gate_up_at, down_at, slot_of, state, slot_size,
     normed, chosen, gate_up, gated, rows, done,
 ):  # fmt: skip
-    """Compute what can be computed of one layer's experts now: the shared one, and the chosen that are resident.
+    """Compute those of one layer's chosen experts that are resident and not computed yet.
 
-    rows: [K + 1, H] float32, one row an expert in router order, the shared expert's last; done: [K + 1] uint8,
-    rows already there. Returns the number of rows still to come.
+    rows: [K, H] float32, one row an expert in router order; done: [K] uint8, rows already there. Returns the number
+    of rows still to come.
     """
-    top_k = dims[TOP_K]
     missing = 0
-    for k in range(top_k):
+    for k in range(dims[TOP_K]):
         if done[k] == 0:
             expert = layer * dims[EXPERTS] + chosen[layer, k]
             if state[expert] == RESIDENT:
@@ -264,50 +281,42 @@ def compute_rows(
                 done[k] = 1
             else:
                 missing += 1
-    if done[top_k] == 0:
-        size = dims[SHARED_SIZE]
-        if size > 0:
-            weights = dense[layer]
-            _matvec(weights, at[AT_SHARED_GATE_UP], 2 * size, normed, gate_up)
-            _gated(gate_up, size, gated)
-            _matvec(weights, at[AT_SHARED_DOWN], dims[HIDDEN], gated[:size], rows[top_k])
-            gate = np.float32(0.0)
-            gate_row = weights[at[AT_SHARED_GATE] : at[AT_SHARED_GATE] + dims[HIDDEN]]
-            for i in range(dims[HIDDEN]):
-                gate += _widen(gate_row[i]) * normed[i]
-            share = np.float32(1.0) / (np.float32(1.0) + np.exp(-gate))
-            for i in range(dims[HIDDEN]):
-                rows[top_k, i] *= share
-        done[top_k] = 1
     return missing
 
 
 @njit(
     int64(
-        int64, int64, boolean, int64, _i1, _i1, float32, _u2, _f2, _u5, _u1, _i1, _i1, _slots, _states,
-        int64, _f1, _f1, _f1, _f1, _f2, _f1, _f2, _chosen, _f2, _f1, _f1, _f2, _b1,
-        _b1, _i2, _i1, _i1, int64,
+        int64, int64, boolean, boolean, int64, _i1, _i1, float32, _u2, _f2, _u5, _u1, _i1, _i1, _slots,
+        _states, int64, _f1, _f1, _f1, _f1, _f2, _f1, _f2, _f2, _f2, _chosen, _f2, _f1, _f1, _f2, _b1,
+        _b1, _b1, _i2, _i1, _i1, int64,
     ),
     **_OPTIONS,
 )  # fmt: skip
 def run_layers(
-    first, last, resume, position, dims, at, eps, dense, rope, cache, arena, gate_up_at, down_at, slot_of, state,
-    slot_size, x, normed, qkv, heads, scores, wide, probabilities, chosen, shares, gate_up, gated, rows, done,
-    fresh, tally, uses, last_used, clock,
+    first, last, resume, pause, position, dims, at, eps, dense, rope, cache, arena, gate_up_at, down_at,
+    slot_of, state, slot_size, x, normed, qkv, heads, scores, wide, residuals, shared, probabilities, chosen,
+    shares, gate_up, gated, rows, done, fresh, kind_of, tally, uses, last_used, clock,
 ):  # fmt: skip
     """Run layers first..last-1 on the residual x, and stop before the experts of a layer that misses one.
 
-    With `resume`, layer `first` is past its router and its chosen experts are all resident by now. Counts what
-    needed no waiting: tally[kind, layer], uses[expert], last_used[expert] = clock + layer. Returns the layer
-    that misses an expert, or `last` when all are done.
+    With `resume`, layer `first` is past its router, its chosen experts are all resident by now, somebody has
+    counted them, and its shared expert is computed. With `pause` it stops behind every layer's router, so that a
+    policy can look. Otherwise it counts what needed no waiting: tally[kind, layer],
+    uses[expert], kind_of[expert], last_used[expert] = clock + layer.
+
+    Leaves behind residuals[layer], x as the router's norm got it, and shared[layer]. Returns the layer that it
+    stopped at, or `last` when all are done.
     """
     experts, top_k, hidden = dims[EXPERTS], dims[TOP_K], dims[HIDDEN]
     for layer in range(first, last):
         if not (resume and layer == first):
             _attention(layer, position, dims, at, dense, eps, rope, cache, x, normed, qkv, heads, scores, wide)
+            residuals[layer] = x
             _rms_norm(x, dense[layer], at[AT_POST_NORM], eps, normed)
             _route(layer, dims, at, dense, normed, probabilities, chosen, shares)
             done[:] = 0
+            if pause:
+                return layer
             for k in range(top_k):
                 if state[layer * experts + chosen[layer, k]] != RESIDENT:
                     return layer
@@ -315,20 +324,21 @@ def run_layers(
                 expert = layer * experts + chosen[layer, k]
                 kind = TALLY_PREFETCHED if fresh[expert] != 0 else TALLY_RESIDENT
                 fresh[expert] = 0
+                kind_of[expert] = kind
                 tally[kind, layer] += 1
                 uses[expert] += 1
                 last_used[expert] = clock + layer
+            compute_shared(layer, dims, at, dense, normed, gate_up, gated, shared)
         compute_rows(
-            layer, dims, at, dense, arena, gate_up_at, down_at, slot_of, state, slot_size,
+            layer, dims, arena, gate_up_at, down_at, slot_of, state, slot_size,
             normed, chosen, gate_up, gated, rows, done,
         )  # fmt: skip
+        extra = shared[layer]
         for i in range(hidden):
             total = np.float32(0.0)
             for k in range(top_k):
                 total += shares[layer, k] * rows[k, i]
-            if dims[SHARED_SIZE] > 0:
-                total += rows[top_k, i]
-            x[i] += total
+            x[i] += total + extra[i]
     return last
 
 

@@ -13,20 +13,21 @@ import torch
 from offload.memory.budget import MemoryPlan, make_plan
 from offload.memory.residency import Residency
 from offload.models import ModelSpec
-from offload.policy import Policy
+from offload.policy import Surroundings, check_policy, make_policy
 from offload.runtime.device import device_memory_bytes, peak_bytes
-from offload.runtime.fetch import ExpertFetcher
 from offload.runtime.kv import KVCache
 from offload.runtime.tier import Tier
+from offload.runtime.watch import Watch
 from offload.store.base import ExpertStore
 from offload.telemetry.counters import Counters
 from offload.telemetry.process import resident_bytes
 from offload.telemetry.snapshot import IoFacts, MemoryUse
+from offload.transfer.fetch import ExpertFetcher
 from offload.transfer.lanes import Lanes
 
 
 class LoadedModel:
-    """What `load_model` gives: the parts, wired together. All methods but `propose_budget`, `memory_use` and
+    """What `load_model` gives: the parts, wired together. All methods but `propose_...`, `memory_use` and
     `io_facts` belong to the thread that drives the model."""
 
     def __init__(
@@ -40,9 +41,10 @@ class LoadedModel:
         tier: Tier,
         residency: Residency,
         lanes: Lanes,
-        policy: Policy,
+        around: Surroundings,
         fetcher: ExpertFetcher,
         counters: Counters,
+        watch: Watch,
         plan: MemoryPlan,
         decode: Callable[[int], torch.Tensor] | None,
     ) -> None:
@@ -52,15 +54,17 @@ class LoadedModel:
         self.model = model
         self.cache = cache
         self.residency = residency
-        self.policy = policy
+        self.around = around
         self.fetcher = fetcher
         self.counters = counters
+        self.watch = watch
         self.plan = plan
         self._store = store
         self._tier = tier
         self._lanes = lanes
         self._decode = decode
         self._proposed: MemoryPlan | None = None
+        self._proposed_policy = ""
         self._proposing = threading.Lock()
 
     def route_forward(self, on_logits: Callable[[torch.Tensor], None]) -> None:
@@ -75,20 +79,22 @@ class LoadedModel:
 
         @functools.wraps(reference)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            self.apply_budget()
+            self.apply_changes()
             self.fetcher.begin_forward()
-            input_ids = kwargs.get("input_ids")
-            if self._decode is not None and input_ids is not None and input_ids.shape == (1, 1):
+            input_ids = kwargs["input_ids"]
+            if self._decode is not None and input_ids.shape == (1, 1):
                 output = MoeCausalLMOutputWithPast(logits=self._decode(int(input_ids)), past_key_values=self.cache)
             else:
+                self.watch.begin_torch(self.model, input_ids, self.cache.length)
                 output = reference(*args, **kwargs)
+                self.watch.end(None)
             on_logits(output.logits)
             return output
 
         self.model.forward = forward
 
     def propose_budget(self, budget_bytes: int | None, experts_fraction: float | None) -> None:
-        """Work out the plan for another budget; it takes effect with the next `apply_budget`.
+        """Work out the plan for another budget; it takes effect with the next `apply_changes`.
 
         Raises:
             BudgetTooSmall, BudgetTooLarge: The budget cannot be kept; nothing changes.
@@ -98,12 +104,28 @@ class LoadedModel:
         with self._proposing:
             self._proposed = plan
 
-    def apply_budget(self) -> None:
-        """Grow or shrink the arena to the proposed plan, if there is one. Between forward passes only."""
+    def propose_policy(self, name: str) -> None:
+        """Another policy decides from the next `apply_changes` on.
+
+        Raises:
+            ConfigError: There is no such policy.
+        """
+        check_policy(name)
+        with self._proposing:
+            self._proposed_policy = name
+
+    def apply_changes(self) -> None:
+        """Go over to the proposed policy and plan, if there are any. Between forward passes only."""
         with self._proposing:
             plan, self._proposed = self._proposed, None
-        if plan is None:
-            return
+            name, self._proposed_policy = self._proposed_policy, ""
+        if name:
+            self.watch.set_policy(make_policy(name, self.around))
+        if plan is not None:
+            self._resize(plan)
+
+    def _resize(self, plan: MemoryPlan) -> None:
+        """Grow or shrink the arena."""
         if plan.slots < self.residency.capacity:
             self.fetcher.settle()
             self.fetcher.evict_down_to(plan.slots)
@@ -126,6 +148,7 @@ class LoadedModel:
             arena_bytes=self.plan.arena_bytes,
             slots=self.plan.slots,
             slot_bytes=self.plan.slot_bytes,
+            policy_bytes=fixed.policy_bytes,
         )
 
     def io_facts(self) -> IoFacts:

@@ -6,7 +6,6 @@ interpreter's size is known; then the plan is made, and only then are weights re
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -17,15 +16,13 @@ from offload.errors import ConfigError
 from offload.memory.budget import FixedCosts, check_host_budget, make_plan, workspace_bytes
 from offload.memory.residency import Residency
 from offload.models import ModelSpec, read_spec
-from offload.policy import DemandLRU
+from offload.policy import Rates, RouterWeights, Surroundings, make_policy
 from offload.runtime.compile import compile_kernels
 from offload.runtime.device import base_bytes, choose_device, device_memory_bytes
 from offload.runtime.experts import ArenaExperts
-from offload.runtime.fetch import ExpertFetcher
 from offload.runtime.kv import KVCache, attention_windows
 from offload.runtime.loaded import LoadedModel
 from offload.runtime.loading import (
-    DenseWeights,
     Progress,
     build_model,
     dense_layout,
@@ -35,13 +32,17 @@ from offload.runtime.loading import (
 )
 from offload.runtime.tier import CudaTier, HostTier, Tier
 from offload.runtime.views import ExpertViews
-from offload.store.base import ExpertStore
-from offload.store.calibrate import measure_read_rate
+from offload.runtime.watch import Watch, routers
+from offload.store.calibrate import LANES, measure_read_rate
 from offload.store.open_store import open_store
 from offload.store.safetensors_index import CheckpointIndex
 from offload.telemetry.counters import Counters
 from offload.telemetry.process import settled_resident_bytes
+from offload.transfer.fetch import ExpertFetcher
 from offload.transfer.lanes import Lanes
+
+FIRST_LAYER_S = 1e-3
+"""Time to compute a layer, before the first one was measured."""
 
 
 def load_model(config: EngineConfig, progress: Progress | None = None) -> LoadedModel:
@@ -67,7 +68,9 @@ def load_model(config: EngineConfig, progress: Progress | None = None) -> Loaded
 
     store = open_store(spec, index, packs_folder=config.packs_folder)
     try:
-        lanes_count = config.lanes or measure_read_rate(store, seconds_each=0.1).lanes
+        candidates = (config.lanes,) if config.lanes else LANES
+        measured = measure_read_rate(store, candidates, seconds_each=0.1)
+        lanes_count = measured.lanes
         on_host = device.type == "cpu"
         # On CUDA every lane has a pinned slab on the host; on the CPU it reads into the slots themselves.
         staging = lanes_count * (store.staging_bytes + (0 if on_host else store.slot_bytes))
@@ -102,37 +105,68 @@ def load_model(config: EngineConfig, progress: Progress | None = None) -> Loaded
     residency = Residency(spec.total_experts, spec.total_experts, plan.slots)
     counters = Counters(spec.num_layers, spec.num_experts)
     lanes = Lanes(store, tier.stage, lanes_count)
-    fetcher = ExpertFetcher(residency, lanes, tier, counters, spec.num_layers)
-    policy = DemandLRU(fetcher.last_used)
+    rates = Rates(read_s=measured.seconds_per_expert, layer_s=FIRST_LAYER_S)
+    fetcher = ExpertFetcher(residency, lanes, counters, spec.num_layers, spec.top_k, rates, tier.prepare)
+    around = Surroundings(
+        layers=spec.num_layers,
+        experts=spec.num_experts,
+        top_k=spec.top_k,
+        hidden=spec.hidden_size,
+        slot_bytes=store.slot_bytes,
+        residency=residency,
+        last_used=fetcher.last_used,
+        fresh=fetcher.fresh,
+        link=lanes,
+        rates=rates,
+        routers=_router_weights(model),
+        options=config.policy_options,
+    )
+    policy = make_policy(config.policy, around)
     fetcher.policy = policy
+    watch = Watch(policy, fetcher, counters, rates)
+    watch.attach(model)
     views = ExpertViews(spec, store, tier, residency)
     layers = [module for module in model.modules() if isinstance(module, ArenaExperts)]
     for number, module in enumerate(layers):
         module.attach(number, spec.num_experts, fetcher, views)
     decode = None
     if kernels == "fast":
+        from offload.runtime.decode import FastDecoder, dense_view
+
         assert dense is not None
-        decode = _fast_decode(spec, model, dense, cache, store, host_tier, residency, fetcher, counters)
+        view = dense_view(spec, model, dense, cache.context)
+        decoder = FastDecoder(spec, view, cache, store, host_tier.arena, residency, fetcher, counters, watch)
+        decode = decoder.step
     return LoadedModel(
-        spec, device, kernels, model, cache, store, tier, residency, lanes, policy, fetcher, counters, plan, decode
+        spec,
+        device,
+        kernels,
+        model,
+        cache,
+        store,
+        tier,
+        residency,
+        lanes,
+        around,
+        fetcher,
+        counters,
+        watch,
+        plan,
+        decode,
     )
 
 
-def _fast_decode(
-    spec: ModelSpec,
-    model: Any,
-    dense: DenseWeights,
-    cache: KVCache,
-    store: ExpertStore,
-    tier: HostTier,
-    residency: Residency,
-    fetcher: ExpertFetcher,
-    counters: Counters,
-) -> Callable[[int], torch.Tensor]:
-    from offload.runtime.decode import FastDecoder, dense_view
-
-    view = dense_view(spec, model, dense, cache.context)
-    return FastDecoder(spec, view, cache, store, tier.arena, residency, fetcher, counters).step
+def _router_weights(model: Any) -> RouterWeights | None:
+    """The routers and the norms in front of them, as views; None where the weights are not in host memory."""
+    gates, norms = [], []
+    for layer, router in routers(model):
+        weight, norm = router.weight, layer.post_attention_layernorm.weight
+        plain = weight.dtype == torch.bfloat16 and getattr(layer.post_attention_layernorm, "bias", None) is None
+        if weight.device.type != "cpu" or not plain:
+            return None
+        gates.append(weight.detach().view(torch.uint16).numpy())
+        norms.append(norm.detach().view(torch.uint16).numpy())
+    return RouterWeights(gates, norms, float(model.config.rms_norm_eps))
 
 
 def _kernels(config: EngineConfig, spec: ModelSpec, model: Any, layout_fits: bool, device: torch.device) -> str:

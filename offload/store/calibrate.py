@@ -16,6 +16,10 @@ from offload.store.blocks import aligned_buffer
 _GOOD_ENOUGH = 0.95  # more lanes must bring more than the noise to be worth their memory
 
 
+LANES = (1, 2, 4)
+"""Numbers of lanes that are tried."""
+
+
 @dataclass(frozen=True, slots=True)
 class LaneRate:
     """What ``lanes`` threads together read, in bytes a second."""
@@ -53,7 +57,7 @@ class Calibration:
 
 
 def measure_read_rate(
-    store: ExpertStore, lanes: Sequence[int] = (1, 2, 4), seconds_each: float = 0.4, seed: int = 0
+    store: ExpertStore, lanes: Sequence[int] = LANES, seconds_each: float = 0.4, seed: int = 0
 ) -> Calibration:
     """Reads random experts with each number of threads in ``lanes`` for about ``seconds_each`` seconds.
 

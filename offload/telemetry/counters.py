@@ -104,6 +104,14 @@ class Counters:
         self.bytes_prefetch_wasted = [0, 0]
         self.evictions = [0, 0]
 
+    def reset(self) -> None:
+        """Put everything to zero."""
+        for array in (self.tally, self.uses, self.misses, self.stall_ns):
+            array[:] = 0
+        for phase in Phase:
+            self.bytes_demand[phase] = self.bytes_prefetch[phase] = self.bytes_prefetch_wasted[phase] = 0
+            self.evictions[phase] = 0
+
     def phase(self, phase: Phase) -> PhaseCounts:
         """An immutable copy of one phase's counts."""
         kinds = self.tally[phase].sum(axis=1)

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from offload.telemetry.counters import LayerCounts, PhaseCounts
+import numpy as np
+from numpy.typing import NDArray
+
+from offload.telemetry.counters import Counters, LayerCounts, PhaseCounts
+
+if TYPE_CHECKING:
+    from offload.policy import LinkState, Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +23,7 @@ class MemoryUse:
         peak_bytes: The most that was taken so far.
         rss_bytes: Resident memory of the process now.
         base_bytes: The interpreter with its libraries, before a weight was read.
-        dense_bytes / kv_bytes / workspace_bytes / staging_bytes / arena_bytes: The parts of the plan.
+        dense_bytes / kv_bytes / workspace_bytes / staging_bytes / policy_bytes / arena_bytes: Parts of the plan.
         slots: Experts that can be resident at once.
         slot_bytes: Bytes of one slot.
     """
@@ -33,6 +39,7 @@ class MemoryUse:
     arena_bytes: int
     slots: int
     slot_bytes: int
+    policy_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +96,24 @@ class Snapshot:
     decode_layers: LayerCounts
     resident: int
     tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineView:
+    """An engine's own arrays and counters, which change while it runs. Only to be read.
+
+    Attributes:
+        state: [L*E] uint8, `offload.memory.residency` states.
+        fresh: [L*E] uint8, 1 for an expert that was prefetched and not used yet.
+        link: Reads under way: `queued`, `in_flight`.
+        policy: Who decides: `name`, `note`, `looks_ahead`.
+    """
+
+    state: NDArray[np.uint8]
+    fresh: NDArray[np.uint8]
+    counters: Counters
+    link: LinkState
+    policy: Policy
 
 
 @dataclass(frozen=True, slots=True)

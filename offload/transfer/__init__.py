@@ -1,0 +1,1 @@
+"""Moving experts' bytes: lanes that read, stages they land through, and what asks for them."""

@@ -1,0 +1,31 @@
+"""All policies by name."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from offload.config import POLICIES
+from offload.errors import ConfigError
+from offload.policy.base import Policy, Surroundings
+
+_MAKERS = {
+    "demand": "offload.policy.demand:DemandLRU",
+}
+
+
+def check_policy(name: str) -> None:
+    """Raise `ConfigError` for a name that is no policy's."""
+    if name not in POLICIES:
+        raise ConfigError(f"unknown policy '{name}'", f"choose one of {', '.join(POLICIES)}")
+
+
+def make_policy(name: str, around: Surroundings) -> Policy:
+    """The policy called `name`.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    check_policy(name)
+    module, _, attribute = _MAKERS[name].partition(":")
+    policy: Policy = getattr(import_module(module), attribute)(around)
+    return policy
