@@ -124,6 +124,14 @@ class Engine:
         """
         return self._generate(list(token_ids), sampling or Sampling(), on_token or _ignore, on_logits)
 
+    def count_tokens(self, messages: Messages) -> int:
+        """How long a conversation is as a prompt, in tokens. From any thread.
+
+        Raises:
+            ModelError: The model has no chat template.
+        """
+        return len(self._require_tokenizer().encode_chat(messages))
+
     def stop(self) -> None:
         """Make the running call return within one token, with what there is. From any thread or signal handler."""
         self._stop.set()
