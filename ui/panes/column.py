@@ -1,0 +1,117 @@
+"""The panes put together: beside a chat, in a strip, or over the whole screen."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, get_args
+
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.reactive import reactive
+from textual.widget import Widget
+
+from ui.panes.expert_map import ExpertMap
+from ui.panes.history import FrameHistory
+from ui.panes.layer_bars import LayerBars
+from ui.panes.memory import Memory
+from ui.panes.pane import Pane
+from ui.panes.speed import Speed
+from ui.panes.strip import Strip
+from ui.panes.traffic import Traffic
+
+LayoutMode = Literal["off", "strip", "side", "full"]
+
+_NARROW = 64
+"""Columns below which the full layout is one column."""
+
+
+class PaneColumn(Widget):
+    """All panes. It docks itself in its parent: at the right, at the bottom, or over all of it.
+
+    Args:
+        mode: The layout to begin with.
+        ascii: Draw with ASCII characters only.
+    """
+
+    MODES: ClassVar[tuple[LayoutMode, ...]] = get_args(LayoutMode)
+
+    DEFAULT_CSS = """
+    PaneColumn {
+        display: none;
+        background: $background;
+        & > Strip { display: none; }
+        & > .panes { height: 1fr; width: 1fr; padding: 0 1; }
+        & > .panes > Pane { margin-bottom: 1; }
+        &.-strip { display: block; dock: bottom; height: 3; width: 100%; padding: 0 1; }
+        &.-strip > Strip { display: block; }
+        &.-strip > .panes { display: none; }
+        &.-side { display: block; dock: right; width: 34%; min-width: 38; max-width: 72; height: 100%; }
+        &.-full { display: block; width: 100%; height: 100%; dock: right; }
+        &.-full.-wide { layout: horizontal; }
+        &.-full.-wide > #panes-map { width: 3fr; }
+        &.-full.-wide > #panes-rest { width: 2fr; }
+        &.-side > #panes-rest, &.-full > #panes-rest { height: auto; }
+        &.-full.-wide > #panes-rest { height: 1fr; }
+    }
+    """
+
+    layout_mode: reactive[LayoutMode] = reactive[LayoutMode]("side")
+    freeze: reactive[bool] = reactive(False)
+
+    def __init__(
+        self,
+        mode: LayoutMode = "side",
+        *,
+        ascii: bool = False,
+        id: str | None = None,
+        classes: str | None = None,
+    ) -> None:
+        super().__init__(id=id, classes=classes)
+        self._ascii = ascii
+        self._history: FrameHistory | None = None
+        self._live: FrameHistory | None = None
+        self.set_reactive(PaneColumn.layout_mode, mode)
+        self.add_class(f"-{mode}")
+
+    def compose(self) -> ComposeResult:
+        yield Strip(ascii=self._ascii)
+        with Vertical(id="panes-map", classes="panes"):
+            yield ExpertMap(ascii=self._ascii)
+            yield LayerBars(ascii=self._ascii)
+        with Vertical(id="panes-rest", classes="panes"):
+            yield Speed(ascii=self._ascii)
+            yield Traffic(ascii=self._ascii)
+            yield Memory(ascii=self._ascii)
+
+    def show(self, history: FrameHistory) -> None:
+        """Draws what the history says now, unless frozen. What is not to be seen is not drawn."""
+        self._live = history
+        if not self.freeze:
+            self._show(history)
+
+    def cycle(self) -> None:
+        """The next layout."""
+        modes = self.MODES
+        self.layout_mode = modes[(modes.index(self.layout_mode) + 1) % len(modes)]
+
+    def watch_layout_mode(self, mode: LayoutMode) -> None:
+        for name in self.MODES:
+            self.set_class(name == mode, f"-{name}")
+        if self._history is not None:
+            self._show(self._history)
+
+    def watch_freeze(self, freeze: bool) -> None:
+        self.set_class(freeze, "-frozen")
+        if self._live is not None:
+            self._show(self._live.frozen() if freeze else self._live)
+
+    def on_resize(self) -> None:
+        self.set_class(self.size.width >= _NARROW, "-wide")
+
+    def _show(self, history: FrameHistory) -> None:
+        self._history = history
+        if not self.is_mounted or self.layout_mode == "off":
+            return
+        for pane in self.query(Pane):
+            pane.history = history
+            if pane.is_on_screen or pane.size:
+                pane.show(history)

@@ -1,0 +1,101 @@
+"""What the selections of each layer found, in shares of all, on the x axis of the map; the worst layers by name."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.segment import Segment
+from rich.style import Style
+
+from offload.telemetry.counters import Kind, Phase
+from ui.panes.axis import GUTTER, LayerAxis
+from ui.panes.history import Window
+from ui.panes.pane import GLYPHS, KINDS, WAITING, Line, Look, Pane, percent
+from ui.panes.sparkline import BLOCKS
+
+SECONDS = 30.0
+"""The window that is drawn."""
+
+_NAMED = 3
+
+
+class LayerBars(Pane):
+    """Stacked bars from 0 to 100 %: resident, prefetched, late, missed, from the bottom to the top."""
+
+    DEFAULT_CSS = """
+    LayerBars { height: 6; }
+    """
+
+    def lines_wanted(self, width: int) -> int:
+        return 6
+
+    def draw(self, width: int, height: int) -> list[Line]:
+        history = self.history
+        if history is None or history.facts is None:
+            return [self.title(width, "layers"), [self.piece(WAITING, "dim")]]
+        window = history.window(SECONDS)
+        oracle = history.oracle.hit_rate if history.oracle else None
+        right = f"hit {percent(window.hit_rate)}" if window.hit_rate is not None else ""
+        if oracle is not None:
+            right += f"{self.dot if right else ''}oracle {percent(oracle)}"
+        axis = LayerAxis.fit(history.facts.layers, max(1, width - GUTTER))
+        lines = [self.title(width, f"layers, {SECONDS:.0f} s", right)]
+        rows = max(1, height - 2)
+        for number, line in enumerate(self._stacks(axis.grouped(window.by_layer).sum(axis=-1), rows, axis.cell)):
+            label = "100%" if number == 0 and rows > 1 else "0" if number == rows - 1 else ""
+            lines.append([self.piece(label.rjust(GUTTER - 1) + " ", "dim"), *line])
+        if height > 2:
+            lines.append(self._worst(window, width))
+        return lines
+
+    def _stacks(self, kinds: NDArray[np.int64], rows: int, cell: int) -> list[Line]:
+        """[4, groups] selections as bars."""
+        total = kinds.sum(axis=0)
+        shares = np.cumsum(kinds, axis=0) / np.maximum(1, total) * rows
+        lines: list[Line] = []
+        for row in range(rows - 1, -1, -1):
+            line: Line = []
+            for column in range(kinds.shape[1]):
+                if total[column]:
+                    line.append(self._cell(shares[:, column] - row, cell))
+                else:
+                    line.append(self.piece(("." if self.look is Look.ASCII else "·") * cell, "rule"))
+            lines.append(line)
+        return lines
+
+    def _cell(self, tops: NDArray[np.float64], cell: int) -> Segment:
+        """One place of a stack; ``tops`` [4] are where the kinds end, in rows above the place's bottom."""
+        inside = np.clip(tops, 0.0, 1.0)
+        parts = np.diff(inside, prepend=0.0)
+        if self.look is not Look.COLOUR:
+            kind = int(parts.argmax())
+            return self.piece(GLYPHS[self.look][kind] * cell)
+        # A place has two colours: of more kinds in it, the lowest and the largest of those above it.
+        kinds = np.flatnonzero(parts > 1 / 32)
+        low = int(kinds[0])
+        if len(kinds) == 1:
+            return Segment("█" * cell, self.style(KINDS[low]))
+        high = int(kinds[1:][parts[kinds[1:]].argmax()])
+        eighths = min(7, max(1, round(float(parts[low]) * 8)))
+        colour, above = self.style(KINDS[low]).color, self.style(KINDS[high]).color
+        return Segment(BLOCKS[eighths] * cell, Style(color=colour, bgcolor=above))
+
+    def _worst(self, window: Window, width: int) -> Line:
+        """The layers with the lowest hit rates: ``worst  3 71 % 12 ms  17 74 % 9 ms``."""
+        kinds = window.by_layer
+        total = kinds.sum(axis=0)
+        hits = kinds[Kind.RESIDENT] + kinds[Kind.PREFETCHED]
+        rates = np.where(total > 0, hits / np.maximum(1, total), 2.0)
+        line: Line = []
+        for layer in np.argsort(rates, kind="stable")[:_NAMED].tolist():
+            if rates[layer] >= 1.0:
+                break
+            words = f"{layer}: {percent(float(rates[layer]))}"
+            stall = float(window.stall_ns[Phase.DECODE][layer]) / 1e6 / window.tokens if window.tokens else 0.0
+            cost = f" {stall:.1f} ms" if stall >= 0.05 else ""
+            if sum(len(piece.text) for piece in line) + len(words) + len(cost) + 8 > width:
+                break
+            line += [self.piece("worst " if not line else "  ", "dim"), self.piece(words), self.piece(cost, "dim")]
+        if not line and total.any():
+            line = [self.piece("nothing was waited for", "dim")]
+        return line
