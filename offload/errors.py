@@ -23,6 +23,8 @@ how; the engine never prints.
     ├── StorageError           the disk is full, or a folder cannot be written
     │   └── DamagedFile        a file of finemoe's own is not what was written
     ├── ExpertReadError        an expert's bytes could not be read while generating
+    ├── BoardError             the counters of a running engine cannot be read
+    ├── TraceError             a recorded trace cannot be used
     └── EngineBroken           the engine was closed, or met an error that it cannot go on after
 """
 
@@ -117,6 +119,14 @@ class DamagedFile(StorageError):
 
 class ExpertReadError(FinemoeError):
     """An expert's bytes could not be read while generating; the request failed, the engine goes on."""
+
+
+class BoardError(FinemoeError):
+    """The counters of a running engine cannot be read: no board, a damaged one, or one of another version."""
+
+
+class TraceError(FinemoeError):
+    """A recorded trace cannot be used: no trace, a damaged one, one of a newer version or of another model."""
 
 
 class EngineBroken(FinemoeError):

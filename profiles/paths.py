@@ -70,6 +70,11 @@ def embedders_dir() -> Path:
     return cache_dir() / "embedders"
 
 
+def boards_dir() -> Path:
+    """Live counters of running engines, a file each, gone when its engine ends."""
+    return cache_dir() / "boards"
+
+
 def ensure_folder(folder: Path) -> Path:
     """``folder``, created if need be and writable.
 

@@ -1,7 +1,7 @@
 """What goes over the pipe between an engine's process and whoever drives it: one JSON object a line.
 
 Commands go in, events come out. Every command has a number, and whatever comes of it carries the same number.
-Counters do not go this way: they are in the board, an mmapped file.
+Counters do not go this way: they are in the board, a file (`offload.service.board`).
 """
 
 from __future__ import annotations
