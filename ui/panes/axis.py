@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 Number = TypeVar("Number", bound=np.generic)
 
-GUTTER = 5
+GUTTER = 6
 """Columns at the left of an axis, for labels."""
 
 _WIDEST = 4

@@ -51,6 +51,8 @@ class PaneColumn(Widget):
         &.-full.-wide > #panes-rest { width: 2fr; }
         &.-side > #panes-rest, &.-full > #panes-rest { height: auto; }
         &.-full.-wide > #panes-rest { height: 1fr; }
+        &.-full.-wide Speed { height: 2fr; max-height: 12; min-height: 5; }
+        &.-full.-wide Traffic { height: 3fr; max-height: 20; min-height: 6; }
     }
     """
 

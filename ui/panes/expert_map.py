@@ -1,11 +1,13 @@
 """Every expert at once: x is the layer, y the rank of an expert's heat within its layer, hottest on top.
 
-The hue says where the expert is, the shade how much it was used lately, and a miss of the last moment is painted
-over both. Where there are more experts than places, neighbours in rank share one: it is painted as missed, on its way
-or fetched ahead if one of them is, as resident if at least half of them are, and as brightly as the brightest.
+The hue says where the expert is, the shade how much it was used lately; what the last token missed is painted over
+both. Where there are more experts than places, neighbours in rank share one: it is painted as missed, on its way or
+fetched ahead if one of them is, as resident if at least half of them are, and as brightly as the brightest.
 """
 
 from __future__ import annotations
+
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,8 +41,8 @@ _SHAPES = {
     Look.SHAPES: ("··∙∙", "▒▒▓█", "◆◆◆◆", "↓↓↓↓", "××××"),
     Look.ASCII: ("....", "oo0#", "++++", "~~~~", "xxxx"),
 }
-_MOMENT = 1.0
-"""Seconds for which a miss shows."""
+_TALLEST = 4
+"""Half rows that a place may take."""
 
 
 class ExpertMap(Pane):
@@ -82,55 +84,50 @@ class ExpertMap(Pane):
     def places(
         self, history: FrameHistory, axis: LayerAxis, rows: int
     ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Tier and level of each place: two arrays [rows or fewer, groups]."""
+        """Tier and level of each place: two arrays [rows or fewer, groups], hottest first."""
         frame, facts = history.latest, history.facts
         assert frame is not None and facts is not None
         shape = (facts.layers, facts.experts)
-        order = np.argsort(-history.heat.reshape(shape), axis=1, kind="stable")
-
-        def ranked(values: NDArray[np.generic]) -> NDArray[np.generic]:
-            """[L*E] as [groups, group * per, ranks]: everything that shares a place side by side."""
-            sorted_values = np.take_along_axis(values.reshape(shape), order, axis=1)
-            layers = axis.grouped(sorted_values.T)  # [E, groups, group]
-            missing = -len(layers) % per
-            layers = np.pad(layers, [(0, missing), (0, 0), (0, 0)])
-            return (
-                layers.reshape(-1, per, axis.groups, axis.group)
-                .transpose(0, 2, 1, 3)
-                .reshape(-1, axis.groups, per * axis.group)
-            )
-
-        per = -(-facts.experts // rows)
-        state = frame.state
-        tier = np.where(state == RESIDENT, RESIDENT_TIER, ABSENT_TIER)
-        tier = np.where((frame.fresh != 0) & (state == RESIDENT), FRESH_TIER, tier)
-        tier = np.where(state == LOADING, LOADING_TIER, tier)
-        tier = np.where(history.missed_at > history.now - _MOMENT, MISSED_TIER, tier)
+        tier = np.where(frame.state == RESIDENT, RESIDENT_TIER, ABSENT_TIER)
+        tier[(frame.fresh != 0) & (frame.state == RESIDENT)] = FRESH_TIER
+        tier[frame.state == LOADING] = LOADING_TIER
+        tier[history.just_missed()] = MISSED_TIER
         level = np.digitize(history.recent, _THRESHOLDS)
-        if per * axis.group == 1:
-            return ranked(tier)[:, :, 0].astype(np.intp), ranked(level)[:, :, 0].astype(np.intp)
-        tiers, levels = ranked(tier).astype(np.intp), ranked(level).astype(np.intp)
-        there = ranked(np.ones(len(state), np.uint8)).astype(np.intp)
-        highest = tiers.max(axis=2)
-        held = (tiers >= RESIDENT_TIER).sum(axis=2) * 2 >= there.sum(axis=2)
-        plain = np.where(held, RESIDENT_TIER, ABSENT_TIER)
-        return np.where(highest > RESIDENT_TIER, highest, plain), levels.max(axis=2)
+        order = np.argsort(-history.heat.reshape(shape), axis=1, kind="stable")
+        tiers = np.take_along_axis(tier.reshape(shape), order, axis=1).T
+        levels = np.take_along_axis(level.reshape(shape), order, axis=1).T
+        if facts.experts <= rows and axis.group == 1:
+            return tiers, levels
+        count = min(rows, facts.experts)
+        starts = np.arange(count) * facts.experts // count
+        held = _places(np.add, (tiers >= RESIDENT_TIER).astype(np.intp), starts, axis)
+        there = _places(np.add, np.ones_like(tiers), starts, axis)
+        highest = _places(np.maximum, tiers, starts, axis)
+        plain = np.where(held * 2 >= there, RESIDENT_TIER, ABSENT_TIER)
+        return np.where(highest > RESIDENT_TIER, highest, plain), _places(np.maximum, levels, starts, axis)
 
     def _body(self, history: FrameHistory, axis: LayerAxis, rows: int) -> list[Line]:
         if self.look is not Look.COLOUR:
             tiers, levels = self.places(history, axis, rows)
-            shapes = _SHAPES[self.look]
-            style = self.style("text")
-            return [
-                [Segment("".join(shapes[t][lv] * axis.cell for t, lv in zip(*row, strict=True)), style)]
-                for row in zip(tiers.tolist(), levels.tolist(), strict=True)
-            ]
+            tall = max(1, min(_TALLEST // 2, rows // len(tiers)))
+            tiers, levels = np.repeat(tiers, tall, axis=0), np.repeat(levels, tall, axis=0)
+            return [self._shapes(row, axis.cell) for row in zip(tiers.tolist(), levels.tolist(), strict=True)]
         tiers, levels = self.places(history, axis, rows * 2)
         codes = tiers * _LEVELS + levels + 1  # 0 is nothing
+        codes = np.repeat(codes, max(1, min(_TALLEST, rows * 2 // len(codes))), axis=0)
         if len(codes) % 2:
             codes = np.vstack([codes, np.zeros_like(codes[:1])])
         pairs = codes[0::2] * 32 + codes[1::2]
         return [self._runs(row, axis.cell) for row in pairs]
+
+    def _shapes(self, row: tuple[list[int], list[int]], cell: int) -> Line:
+        """One line of characters, neighbours of one tier in one segment."""
+        shapes = _SHAPES[self.look]
+        line: Line = []
+        for tier, places in groupby(zip(*row, strict=True), key=lambda place: place[0]):
+            text = "".join(shapes[tier][level] * cell for _, level in places)
+            line.append(self.piece(text, _HUES[tier]))
+        return line
 
     def _runs(self, pairs: NDArray[np.intp], cell: int) -> Line:
         """One line of half blocks, equal neighbours in one segment."""
@@ -153,14 +150,19 @@ class ExpertMap(Pane):
         return background.blend(TextualColor(*hue.rgb), _STRENGTH[tier][level]).rich_color
 
     def _legend(self, width: int) -> Line:
-        line: Line = [Segment(" " * GUTTER)]
+        line: Line = []
+        used = 0
         for tier in (RESIDENT_TIER, FRESH_TIER, LOADING_TIER, MISSED_TIER, ABSENT_TIER):
-            if self.look is Look.COLOUR:
-                mark = Segment("■", self.style(_HUES[tier]))
-            else:
-                mark = self.piece(_SHAPES[self.look][tier][2])
-            name = _NAMES[tier]
-            if sum(len(piece.text) for piece in line) + len(name) + 2 > width:
+            mark = "■" if self.look is Look.COLOUR else _SHAPES[self.look][tier][3]
+            words = f" {_NAMES[tier]} "
+            used += 1 + len(words)
+            if used > width + 1:
                 break
-            line += [mark, self.piece(f" {name} ", "dim")]
+            line += [self.piece(mark, _HUES[tier]), self.piece(words, "dim")]
         return line
+
+
+def _places(how: np.ufunc, values: NDArray[np.intp], starts: NDArray[np.intp], axis: LayerAxis) -> NDArray[np.intp]:
+    """[E, L] ranked values as [places, groups], those that share a place put together by ``how``."""
+    grouped: NDArray[np.intp] = how.reduce(axis.grouped(how.reduceat(values, starts, axis=0)), axis=-1)
+    return grouped

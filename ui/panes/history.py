@@ -32,6 +32,7 @@ _MARKS = 256
 _HEAT_HALF = 128.0
 _RECENT_HALF = 6.0
 _NEVER = -np.inf
+_MOMENT = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +270,16 @@ class FrameHistory:
         """Percentiles of the time a decoded token took, over the ``last`` records; None without records."""
         times = [record.pass_ns for record in list(self.records)[-last:]]
         return [value / 1e6 for value in np.quantile(times, quantiles).tolist()] if times else None
+
+    def just_missed(self) -> NDArray[np.intp]:
+        """Numbers (of L*E) of the experts that the last token waited for; none when it was over a second ago."""
+        if self.records:
+            record = self.records[-1]
+            if self.facts is None or record.time_s < self.now - _MOMENT:
+                return np.zeros(0, np.intp)
+            layers = np.arange(len(record.chosen))[:, None] * self.facts.experts
+            return np.asarray((layers + record.chosen)[record.kinds >= Kind.LATE], np.intp)
+        return np.flatnonzero(self.missed_at > self.now - _MOMENT)
 
     def reply(self, request: int) -> list[TokenRecord]:
         """The records of one request that are still there, oldest first."""

@@ -42,7 +42,7 @@ class LayerBars(Pane):
         lines = [self.title(width, f"layers, {SECONDS:.0f} s", right)]
         rows = max(1, height - 2)
         for number, line in enumerate(self._stacks(axis.grouped(window.by_layer).sum(axis=-1), rows, axis.cell)):
-            label = "100%" if number == 0 and rows > 1 else "0" if number == rows - 1 else ""
+            label = "100 %" if number == 0 and rows > 1 else "0" if number == rows - 1 else ""
             lines.append([self.piece(label.rjust(GUTTER - 1) + " ", "dim"), *line])
         if height > 2:
             lines.append(self._worst(window, width))
@@ -69,7 +69,7 @@ class LayerBars(Pane):
         parts = np.diff(inside, prepend=0.0)
         if self.look is not Look.COLOUR:
             kind = int(parts.argmax())
-            return self.piece(GLYPHS[self.look][kind] * cell)
+            return self.piece(GLYPHS[self.look][kind] * cell, KINDS[kind])
         # A place has two colours: of more kinds in it, the lowest and the largest of those above it.
         kinds = np.flatnonzero(parts > 1 / 32)
         low = int(kinds[0])

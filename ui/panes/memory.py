@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from rich.segment import Segment
-
 from offload.telemetry.frame import Frame
 from offload.telemetry.probes import DeviceReading
 from offload.units import format_bytes
@@ -26,6 +24,10 @@ _FILL = {
 }
 
 
+_ROOMY = 50
+"""Columns from which the parts of the plan have room in two lines."""
+
+
 class Memory(Pane):
     """The plan as one bar against the budget, the process's memory under it, then host and GPU."""
 
@@ -34,7 +36,7 @@ class Memory(Pane):
     """
 
     def lines_wanted(self, width: int) -> int:
-        return 7
+        return 8 if width < _ROOMY else 7
 
     def draw(self, width: int, height: int) -> list[Line]:
         if self.history is None or self.history.latest is None:
@@ -90,22 +92,21 @@ class Memory(Pane):
         label = "host RSS " if on_gpu else "RSS "
         columns = width - len(label) - len(words) - len(most)
         if on_gpu or columns < 6:
-            return self.fields((label.strip(), words.strip()), ("peak", most.removeprefix(" peak ")))
+            return self.fields(width, (label.strip(), words.strip()), ("peak", most.removeprefix(" peak ")))
         whole = max(memory.budget_bytes, sum(_parts(frame).values()), 1)
-        over = memory.peak_bytes > memory.budget_bytes
+        over = memory.rss_bytes > memory.budget_bytes
         full, rest, tick = ("=", "-", "|") if self.look is Look.ASCII else ("━", "─", "┃")
         end = min(columns, round(columns * memory.rss_bytes / whole))
         at = min(columns - 1, round(columns * memory.peak_bytes / whole))
         bar = [full] * end + [rest] * (columns - end)
         bar[at] = tick
-        style = "warn" if over else "text"
         line = [self.piece(label, "dim")]
         line += [
-            self.piece("".join(bar[: min(end, at)]), "resident"),
+            self.piece("".join(bar[: min(end, at)]), "warn" if over else "text"),
             self.piece("".join(bar[min(end, at) : at]), "free"),
         ]
-        line += [self.piece(tick, style), self.piece("".join(bar[at + 1 :]), "free")]
-        return [*line, self.piece(words, "value"), self.piece(most, "warn" if over else "dim")]
+        line += [self.piece(tick, "text"), self.piece("".join(bar[at + 1 :]), "free")]
+        return [*line, self.piece(words, "warn" if over else "value"), self.piece(most, "dim")]
 
     def _host(self, frame: Frame) -> Line:
         host = frame.host
@@ -145,10 +146,3 @@ def _parts(frame: Frame) -> dict[str, int]:
     parts = {name: int(getattr(frame.memory, field)) for name, field in PARTS}
     parts["work"] += frame.memory.staging_bytes
     return parts
-
-
-def simple_bar(pane: Pane, share: float, width: int, style: str) -> Line:
-    """A bar of ``share`` (0 to 1) in ``width`` columns."""
-    full, rest = ("#", ".") if pane.look is Look.ASCII else ("━", "─")
-    end = round(min(1.0, max(0.0, share)) * width)
-    return [Segment(full * end, pane.style(style)), pane.piece(rest * (width - end), "free")]

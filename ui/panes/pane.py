@@ -32,7 +32,7 @@ class Look(Enum):
 
 KINDS = ("resident", "prefetched", "late", "missed")
 """Names, and component classes, of `offload.telemetry.counters.Kind`, in its order. One hue each, the same
-everywhere: an expert on its way has the hue of ``late``, one fetched ahead and not used yet that of ``prefetched``."""
+everywhere: an expert on its way has that of ``late``, one fetched ahead and not used yet that of ``prefetched``."""
 
 GLYPHS = {
     Look.COLOUR: ("█", "█", "█", "█"),
@@ -47,8 +47,8 @@ WAITING = "waiting for the engine"
 class Pane(Widget):
     """Base of the panes.
 
-    Hues are after Okabe and Ito's colours that the colour-blind can tell apart: blue, green, amber and vermilion, which
-    differ in lightness too.
+    Hues are after Okabe and Ito's colours that the colour-blind can tell apart: blue, green, amber and vermilion,
+    which differ in lightness too.
 
     Args:
         ascii: Draw with ASCII characters only.
@@ -161,14 +161,17 @@ class Pane(Widget):
         line = [self.piece(name, "title"), Segment(" "), self.piece(character * max(0, rule), "rule")]
         return [*line, Segment(" "), self.piece(right, right_style)] if right else line
 
-    def fields(self, *parts: tuple[str, str], gap: str = "  ") -> Line:
-        """Labels with values: ``TTFT 0.84 s  p95 141 ms``. A part with an empty value is left out."""
+    def fields(self, width: int, *parts: tuple[str, str]) -> Line:
+        """Labels with values: ``TTFT 0.84 s  p95 141 ms``. What is empty or does not fit is left out."""
         line: Line = []
+        used = 0
         for label, value in parts:
-            if value:
-                line += [Segment(gap)] if line else []
+            wanted = len(value) + (len(label) + 1 if label else 0) + (2 if line else 0)
+            if value and used + wanted <= width:
+                line += [Segment("  ")] if line else []
                 line += [self.piece(f"{label} ", "dim")] if label else []
                 line.append(self.piece(value, "value"))
+                used += wanted
         return line
 
     @property
@@ -222,4 +225,4 @@ def milliseconds(value: float | None) -> str:
     """``141 ms``; empty for None."""
     if value is None:
         return ""
-    return f"{value:.0f} ms" if value >= 99.5 else f"{value:.1f} ms"
+    return f"{value:.0f} ms" if value >= 9.95 else f"{value:.1f} ms"

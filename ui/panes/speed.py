@@ -9,7 +9,7 @@ from ui.panes.sparkline import Scale, graph, mark_columns, time_step
 
 PHASES = {IDLE: "idle", PREFILL: "reading the prompt", DECODE: "answering", LOADING: "loading"}
 
-_SECONDS = 60.0
+_SECONDS = 50.0
 _LABEL = 10
 _HITS_SECONDS = 30.0
 
@@ -41,7 +41,7 @@ class Speed(Pane):
         marks = mark_columns(history, columns, step)
         rows = max(1, height - 3)
         drawn = graph(
-            values, rows, top, self.look, self.style("resident"), self.style("rule"), self.style("mark"), marks
+            values, rows, top, self.look, self.style("text"), self.style("rule"), self.style("mark"), marks
         )
         for number, line in enumerate(drawn):
             if number == rows - 1:
@@ -51,15 +51,14 @@ class Speed(Pane):
             lines.append([label, *line])
         p50, p95 = history.pass_ms((0.5, 0.95)) or (None, None)
         lines.append(
-            self.fields(
-                ("TTFT", ttft_words(frame)), ("TPOT p50", milliseconds(p50)), ("p95", milliseconds(p95)), gap="  "
-            )
+            self.fields(width, ("TTFT", ttft_words(frame)), ("TPOT", milliseconds(p50)), ("p95", milliseconds(p95)))
             or [self.piece("no token yet", "dim")]
         )
         window = history.window(_HITS_SECONDS)
         stall = window.stall_ms_per_token
         lines.append(
             self.fields(
+                width,
                 ("hit", percent(window.hit_rate, 1)),
                 ("stall", f"{stall:.1f} ms/token" if stall is not None else ""),
             )

@@ -44,6 +44,10 @@ class Strip(Memory):
     def _head(self, label: str, value: str) -> Line:
         return [self.piece(label.ljust(_LABEL), "dim"), self.piece(value.rjust(_VALUE) + " ", "value")]
 
+    def _room(self, width: int) -> int:
+        """Columns behind the head and the graph."""
+        return width - _LABEL - _VALUE - 1 - (_GRAPH + 2 if width >= _SPLIT else 0)
+
     def _graph(self, history: FrameHistory, name: str, hue: str, top: float, width: int) -> Line:
         if width < _SPLIT:
             return []
@@ -56,6 +60,7 @@ class Strip(Memory):
         return [*line, self.piece("  ")]
 
     def _hits(self, history: FrameHistory, width: int) -> Line:
+        room = self._room(width)
         window = history.window(HITS_SECONDS)
         p95 = history.pass_ms((0.95,))
         stall = window.stall_ms_per_token
@@ -65,6 +70,7 @@ class Strip(Memory):
             *self._head("hits", percent(window.hit_rate, 1)),
             *self._graph(history, "hits", "resident", 1.0, width),
             *self.fields(
+                room,
                 ("", speed_words(history)),
                 ("TTFT", ttft_words(frame)),
                 ("p95", milliseconds(p95[0]) if p95 else ""),
@@ -73,6 +79,7 @@ class Strip(Memory):
         ]
 
     def _traffic(self, history: FrameHistory, width: int) -> Line:
+        room = self._room(width)
         values = history.per_second("demand", _GRAPH, _STEP) + history.per_second("prefetch", _GRAPH, _STEP)
         top = self.scale.include(values, history.generation)
         now = history.window(2.0)
@@ -83,10 +90,11 @@ class Strip(Memory):
             *self._graph(
                 history, "prefetch" if ahead else "demand", "prefetched" if ahead else "missed", top, width
             ),
-            *prefetch_line(self, history),
+            *prefetch_line(self, history, room),
         ]
 
     def _memory(self, history: FrameHistory, width: int) -> Line:
+        room = self._room(width)
         frame = history.latest
         assert frame is not None
         memory = frame.memory
@@ -98,6 +106,7 @@ class Strip(Memory):
         return [
             *line,
             *self.fields(
+                room,
                 ("of", format_bytes(memory.budget_bytes)),
                 ("host", f"{format_bytes(host.available_bytes)} free" if host.available_bytes is not None else "?"),
                 ("GPU", "" if gpu is None else format_bytes(used) if used is not None else "not readable"),

@@ -9,7 +9,7 @@ from ui.panes.history import FrameHistory
 from ui.panes.pane import WAITING, Line, Pane, byte_rate, percent
 from ui.panes.sparkline import Scale, graph, mark_columns, time_step
 
-SECONDS = 60.0
+SECONDS = 50.0
 """What the graphs show at least."""
 
 _LABEL = 10
@@ -53,26 +53,26 @@ class Traffic(Pane):
                 else:
                     label = self.piece((name if number == 0 else "").ljust(_LABEL), "text")
                 lines.append([label, *line])
-        lines.append(prefetch_line(self, history))
+        lines.append(prefetch_line(self, history, width))
         return lines
 
 
-def prefetch_line(pane: Pane, history: FrameHistory) -> Line:
-    """``ahead: used 91 %  late 3 %  wasted 6 %  queue 2``: what became of what was fetched ahead, in a minute."""
+def prefetch_line(pane: Pane, history: FrameHistory, width: int) -> Line:
+    """``used 91 %  late 3 %  wasted 6 %  queue 2``: what became of what was fetched ahead, in that time."""
     frame = history.latest
     assert frame is not None
     window = history.window(SECONDS)
     kinds = window.tally.sum(axis=(0, 2))
     used, late = int(kinds[Kind.PREFETCHED]), int(kinds[Kind.LATE])
     wasted = round(window.wasted / max(1, frame.memory.slot_bytes or frame.facts.slot_bytes))
-    queue = ("queue", str(frame.queued)) if frame.queued else ("queue", "0")
     total = used + late + wasted
     if total:
         return pane.fields(
+            width,
             ("used", percent(used / total)),
             ("late", percent(late / total)),
             ("wasted", percent(wasted / total)),
-            queue,
+            ("queue", str(frame.queued)),
         )
     why = "fetching ahead" if frame.prefetching else "nothing is fetched ahead"
-    return [pane.piece(frame.note or why, "dim"), *pane.fields(("  queue", str(frame.queued)))]
+    return [pane.piece(frame.note or why, "dim")]
