@@ -17,6 +17,7 @@ import torch
 
 from offload.config import EngineConfig, Sampling
 from offload.errors import ContextOverflow, EngineBroken, ModelError
+from offload.policy import Surroundings
 from offload.runtime.generation import TokenSink, generate, generation_config
 from offload.runtime.loaded import LoadedModel
 from offload.runtime.loading import Progress
@@ -165,6 +166,11 @@ class Engine:
         """Tell `observer` no more. Waits for a running answer to end."""
         with self._exclusive():
             self._loaded.watch.remove(observer)
+
+    @property
+    def surroundings(self) -> Surroundings:
+        """What policies are made with: shapes, rates, router weights. Only to be read."""
+        return self._loaded.around
 
     def view(self) -> EngineView:
         """The engine's own arrays, which change while it runs: for boards. From any thread, only to be read."""

@@ -11,7 +11,8 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -201,7 +202,7 @@ def _optional(array: NDArray[Any], counts: Sequence[int], there: Sequence[bool])
 
 def _pieces(counts: Sequence[int]) -> list[slice]:
     ends = np.cumsum([0, *counts]).tolist()
-    return [slice(begin, end) for begin, end in zip(ends, ends[1:], strict=False)]
+    return [slice(begin, end) for begin, end in pairwise(ends)]
 
 
 def _join(arrays: Sequence[NDArray[Any]], empty: tuple[int, ...], dtype: Any, axis: int) -> NDArray[Any]:
@@ -240,5 +241,3 @@ def _plane(data: memoryview, count: int) -> NDArray[np.uint8]:
     if len(plane) != count or not inflate.eof:
         raise BadPayload("a plane does not have its length")
     return np.frombuffer(plane, np.uint8)
-
-

@@ -55,8 +55,7 @@ class TraceHeader:
         budget_bytes: The memory budget.
         slots: Experts that could be resident.
         device / kernels: What computed.
-        read_s: Time the link needed for one expert, seconds.
-        layer_s: Computing one layer of a decoded token at the recording's beginning, seconds.
+        read_s: Time the link needed for one expert when the engine was opened, seconds.
         residuals / prompt_residuals: Whether residual streams of decoded tokens and of prompts were kept.
         dataset: Where the prompts came from.
         sampling: How tokens were chosen, by the names of `offload.Sampling`.
@@ -71,7 +70,6 @@ class TraceHeader:
     device: str = ""
     kernels: str = ""
     read_s: float = 0.0
-    layer_s: float = 0.0
     residuals: bool = False
     prompt_residuals: bool = False
     dataset: str = ""
@@ -338,16 +336,16 @@ class Trace:
             kind, payload = self._block(_START.size)
             if kind != _HEADER:
                 raise BadPayload("it has no header")
-            model, header, has_routers = _read_header(payload)
+            facts, header, has_routers = _read_header(payload)
             at = _START.size + _BLOCK.size + len(payload)
+            routers = None
             if has_routers:
                 kind, payload = self._block(at)
                 if kind != _ROUTERS:
                     raise BadPayload("it has no routers")
+                routers = unpack_routers(payload)
                 at += _BLOCK.size + len(payload)
-                model = TraceModel(**{**model, "routers": unpack_routers(payload)})
-                return model, header, at
-            return TraceModel(**model, routers=None), header, at
+            return TraceModel(**facts, routers=routers), header, at
         except _CutOff as error:
             raise TraceError(f"{self.path} is cut off before its first request", _AGAIN) from error
         except BadPayload as error:

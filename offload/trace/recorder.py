@@ -177,7 +177,13 @@ class _Pass:
         residual = self._residual if self._saw_residual else None
         shared = self._shared if self._saw_shared else None
         if self.tokens != 1:
-            return self._margins, self._chosen, self._probabilities.astype(np.float16, copy=False), _as16(residual), _as16(shared)  # fmt: skip  # noqa: E501
+            return (
+                self._margins,
+                self._chosen,
+                self._probabilities.astype(np.float16, copy=False),
+                None if residual is None else residual.astype(np.float16, copy=False),
+                None if shared is None else shared.astype(np.float16, copy=False),
+            )
         found = margins(self._probabilities[:, 0], self._chosen[:, 0])[:, None]
         return (
             found.astype(np.float16),
@@ -208,7 +214,3 @@ def margins(probabilities: NDArray[np.float32], chosen: NDArray[np.integer]) -> 
 def _half(values: NDArray[np.floating]) -> NDArray[np.float16]:
     """As float16; what is too large for it becomes its largest number."""
     return np.asarray(np.clip(values, -_LARGEST, _LARGEST), np.float16)
-
-
-def _as16(values: NDArray[np.floating] | None) -> NDArray[np.float16] | None:
-    return None if values is None else values.astype(np.float16, copy=False)

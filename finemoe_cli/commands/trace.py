@@ -1,0 +1,231 @@
+"""``finemoe trace``: forward passes, recorded to be replayed and looked at."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finemoe_cli import options
+from finemoe_cli.datasets.conversation import Conversation
+from finemoe_cli.datasets.reader import read_prompts
+from finemoe_cli.datasets.sample import load_sample
+from finemoe_cli.models import ensure_model
+from finemoe_cli.output import Output
+from finemoe_cli.signals import interrupts
+from offload.errors import ConfigError, TraceError
+from offload.models.spec import read_spec
+from offload.units import format_bytes
+from profiles.environment import prepare_process
+from profiles.settings import resolve
+
+_MEMORY = "Model and memory"
+_SAMPLING = "Sampling"
+_ENGINE = "Engine"
+
+app = typer.Typer(
+    help="Record what routers choose, look at it, and write it out.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    epilog="""
+[bold]Examples[/]
+
+  finemoe trace record --limit 64 --turns 1 -n 48 --out demo.trace
+  finemoe trace info demo.trace
+  finemoe trace export demo.trace --format csv --out demo.csv
+""",
+)
+
+
+@app.command()
+def record(
+    prompts: Annotated[
+        Path | None,
+        typer.Option("--prompts", metavar="FILE", help="Prompts: .txt, .jsonl, .json or .parquet."),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", metavar="NAME", help="sample: the prompts that come with finemoe.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="NUMBER", min=1, help="So many conversations at most.")
+    ] = None,
+    turns: Annotated[
+        int | None, typer.Option("--turns", metavar="NUMBER", min=1, help="So many turns of each at most.")
+    ] = None,
+    residuals: Annotated[
+        bool,
+        typer.Option(
+            "--residuals/--no-residuals",
+            help="Keep the residual stream of decoded tokens too; probes are learnt from it.",
+        ),
+    ] = False,
+    prompt_residuals: Annotated[
+        bool, typer.Option("--prompt-residuals", metavar="", help="And that of prompts: large.")
+    ] = False,
+    texts: Annotated[
+        bool, typer.Option("--texts/--no-texts", help="Keep the user's messages in the trace.")
+    ] = True,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Where to write.")] = Path(
+        "finemoe.trace"
+    ),
+    force: Annotated[bool, typer.Option("--force", metavar="", help="Replace a file that is there.")] = False,
+    model: options.Model = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            "--profile",
+            "-p",
+            metavar="NAME",
+            help="Named memory budget; see finemoe profiles.",
+            autocompletion=options.complete_profile,
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            metavar="SIZE|SHARE",
+            help="Memory budget: 900MiB, 25% of the experts, or minimum. Instead of a profile's.",
+        ),
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            "--policy",
+            metavar="NAME",
+            help="How experts are chosen to be read and evicted.",
+            autocompletion=options.complete_policy,
+        ),
+    ] = None,
+    kernels: Annotated[
+        str | None,
+        typer.Option(
+            "--kernels",
+            metavar="KIND",
+            help="fast, reference or auto.",
+            autocompletion=options.complete_kernels,
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device",
+            metavar="NAME",
+            help="Where to run: auto, cpu, cuda, cuda:N.",
+            autocompletion=options.complete_device,
+        ),
+    ] = None,
+    context: Annotated[
+        str | None, typer.Option("--context", metavar="TOKENS", help="Longest conversation.")
+    ] = None,
+    system: Annotated[
+        str | None,
+        typer.Option("--system", "-s", metavar="TEXT", help="System prompt, where a conversation has none."),
+    ] = None,
+    max_new_tokens: Annotated[
+        str | None, typer.Option("--max-new-tokens", "-n", metavar="TOKENS", help="Longest answer.")
+    ] = None,
+    temperature: Annotated[
+        str | None, typer.Option("--temperature", "-t", metavar="NUMBER", help="0 is greedy.")
+    ] = None,
+    seed: Annotated[
+        str | None,
+        typer.Option("--seed", metavar="NUMBER", help="Of every answer; 0 if it is not given."),
+    ] = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Answer prompts and record what every router chose.
+
+    Each conversation begins with an empty cache; in its later turns the model's own answers are in the prompt.
+    Interrupted, it keeps the answers that were complete.
+    """
+    output = Output(as_json=as_json, quiet=quiet)
+    resolved = resolve(
+        {
+            "model": model,
+            "profile": profile,
+            "budget": budget,
+            "policy": policy,
+            "kernels": kernels,
+            "device": device,
+            "context": context,
+            "system": system,
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "seed": seed,
+        }
+    )
+    if out.exists() and not force:
+        raise TraceError(f"{out} is there already", "choose another name, or say --force")
+    conversations = _conversations(prompts, dataset, limit, output)
+    folder = ensure_model(resolved.settings.model, output)
+    read_spec(folder)  # What cannot be run is said before torch is imported.
+    for warning in prepare_process():
+        output.warn(warning)
+    with output.progress(transient=True, lines=False) as bars:
+        from finemoe_cli.recording import Recording
+        from finemoe_cli.recording import record as record_to
+        from offload import Engine
+
+        engine = Engine(resolved.engine_config(folder), bars)
+    what = Recording(
+        conversations=conversations,
+        dataset=dataset or (prompts.name if prompts else "sample"),
+        turns=turns,
+        system=resolved.settings.system,
+        sampling=resolved.sampling(),
+        residuals=residuals,
+        prompt_residuals=prompt_residuals,
+        texts=texts,
+    )
+    with engine:
+        interrupts.check()
+        began = time.monotonic()
+        with output.progress() as bars, interrupts.stopping(engine.stop):
+            entries = record_to(
+                engine,
+                what,
+                out,
+                replace_file=force,
+                profile=resolved.profile.name,
+                stopped=lambda: interrupts.seen,
+                progress=lambda done: bars("record", done, len(conversations)) if bars else None,
+                left_out=output.warn,
+            )
+    made = {
+        "path": str(out),
+        "requests": len(entries),
+        "prompt_tokens": sum(entry.prompt_tokens for entry in entries),
+        "decoded_tokens": sum(entry.decoded_tokens for entry in entries),
+        "bytes": out.stat().st_size,
+        "seconds": round(time.monotonic() - began, 3),
+    }
+    output.note(
+        f"{made['requests']} requests, {made['prompt_tokens']:,} prompt tokens and {made['decoded_tokens']:,} "
+        f"decoded ones in {made['seconds']:.0f} s, {format_bytes(out.stat().st_size)}"
+    )
+    if as_json:
+        output.json(made)
+    else:
+        output.line(str(out))
+    interrupts.check()
+
+
+def _conversations(
+    prompts: Path | None, dataset: str | None, limit: int | None, output: Output
+) -> Sequence[Conversation]:
+    if prompts is not None and dataset is not None:
+        raise ConfigError("both --prompts and --dataset are given", "give one of the two")
+    if prompts is None:
+        if dataset not in (None, "sample"):
+            raise ConfigError(f"there is no dataset '{dataset}'", "sample, or a file of your own with --prompts")
+        return load_sample(limit)
+    read = read_prompts(prompts, limit)
+    if read.skipped_rows:
+        first = read.skipped[0]
+        output.warn(f"{read.skipped_rows} rows of {prompts} were skipped; row {first.row}: {first.reason}")
+    return read.conversations
