@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from finemoe_cli.commands import config, doctor, models, pack, plan, profiles, pull, run, trace
+from finemoe_cli.commands import config, doctor, models, pack, plan, profiles, pull, run, sessions, trace
 from finemoe_cli.exit_codes import MEANINGS
 from finemoe_cli.output import Output
 
@@ -37,6 +37,7 @@ app.command(epilog=plan.EPILOG)(plan.plan)
 app.command()(doctor.doctor)
 app.add_typer(models.app, name="models")
 app.add_typer(trace.app, name="trace")
+app.add_typer(sessions.app, name="sessions")
 app.add_typer(profiles.app, name="profiles")
 app.add_typer(config.app, name="config")
 

@@ -62,7 +62,7 @@ def session_of(connection: sqlite3.Connection, session_id: int | None) -> Sessio
     """The session with that id."""
     row = connection.execute(f"{SESSION} WHERE id = ?", (checked_id(session_id),)).fetchone()
     if row is None:
-        raise SessionNotFound(f"no session {session_id}", "see: finemoe sessions list")
+        raise SessionNotFound(f"no session {session_id}", "finemoe sessions list shows all there are")
     return Session(*row)
 
 
@@ -84,7 +84,12 @@ def message_in(connection: sqlite3.Connection, session_id: int, message_id: int)
 
 def messages_of(rows: Iterable[tuple[Any, ...]]) -> list[Message]:
     """What rows of :data:`MESSAGE` are."""
-    return [Message(*row[:-1], None if row[-1] is None else json.loads(row[-1])) for row in rows]
+    return [
+        Message(
+            number, session, parent, role, content, created, reason, None if stats is None else json.loads(stats)
+        )
+        for number, session, parent, role, content, created, reason, stats in rows
+    ]
 
 
 def touch(connection: sqlite3.Connection, session_id: int) -> None:

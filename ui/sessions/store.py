@@ -2,7 +2,8 @@
 
 What it promises: every call that returned is kept, whatever happens to the process then; an answer is kept from
 its first piece on; a chat and any number of commands may use the file at once; nothing is ever deleted but what
-somebody asked to delete. A conversation is a tree: to edit a message, or to ask for an answer again, is to add a sibling.
+somebody asked to delete. A conversation is a tree: to edit a message, or to ask for an answer again, is to add a
+sibling.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ class SessionStore:
             if found:
                 some = ", ".join(f"{session.id} '{session.title}'" for session in found[:5])
                 raise ConfigError(f"'{text}' may be any of {len(found)} sessions", f"give the number: {some}")
-        raise SessionNotFound(f"no session '{text}'", "see: finemoe sessions list")
+        raise SessionNotFound(f"no session '{text}'", "finemoe sessions list shows all there are")
 
     def rename(self, session_id: int, title: str) -> Session:
         """Gives the session another title.
@@ -324,13 +325,15 @@ class SessionStore:
         path = self._database.path
         if path is None:
             return 0
-        if not self._dead_owners(path):
-            return 0
+        with self._database.reading() as connection:
+            if not self._dead_owners(path, connection):
+                return 0
         with self._database.writing() as connection:
             recovered = 0
             for name in self._dead_owners(path, connection):
                 recovered += interrupt(connection, name)
-                owners.forget(path, name)
+                if name is not None:
+                    owners.forget(path, name)
             return recovered
 
     def close(self) -> None:
@@ -363,19 +366,16 @@ class SessionStore:
                 raise unwritable(path, error) from error
         return self._owner.name
 
-    def _dead_owners(self, path: Path, connection: sqlite3.Connection | None = None) -> list[str]:
-        if connection is None:
-            with self._database.reading() as reading:
-                return self._dead_owners(path, reading)
-        writing = {
-            name for (name,) in connection.execute(f"SELECT DISTINCT owner FROM messages WHERE {UNFINISHED}")
-        }
-        mine = self._owner.name if self._owner else None
+    def _dead_owners(self, path: Path, connection: sqlite3.Connection) -> list[str | None]:
+        """Those whose process is no longer there; None if there is an unfinished message that nobody has."""
+        unfinished = connection.execute(f"SELECT DISTINCT owner FROM messages WHERE {UNFINISHED}")
         try:
-            known = writing | set(owners.names(path))
+            known: set[str | None] = {name for (name,) in unfinished} | set(owners.names(path))
         except OSError as error:
             raise unwritable(path, error) from error
-        return [name for name in known if name != mine and not owners.is_alive(path, name)]
+        if self._owner is not None:
+            known.discard(self._owner.name)
+        return [name for name in known if name is None or not owners.is_alive(path, name)]
 
 
 def _check_reason(finish_reason: str | None) -> None:
