@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ from finemoe_cli.datasets.sample import load_sample
 from finemoe_cli.models import ensure_model
 from finemoe_cli.output import Output
 from finemoe_cli.signals import interrupts
-from offload.errors import ConfigError, TraceError
+from offload.errors import ConfigError
 from offload.models.spec import read_spec
 from offload.units import format_bytes
 from profiles.environment import prepare_process
@@ -38,6 +39,15 @@ app = typer.Typer(
   finemoe trace export demo.trace --format csv --out demo.csv
 """,
 )
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="A recorded trace.", show_default=False)]
+
+
+class Format(StrEnum):
+    """What ``export`` writes."""
+
+    CSV = "csv"
+    PARQUET = "parquet"
 
 
 @app.command()
@@ -160,7 +170,7 @@ def record(
         }
     )
     if out.exists() and not force:
-        raise TraceError(f"{out} is there already", "choose another name, or say --force")
+        raise ConfigError(f"{out} is there already", "choose another name, or say --force")
     conversations = _conversations(prompts, dataset, limit, output)
     folder = ensure_model(resolved.settings.model, output)
     read_spec(folder)  # What cannot be run is said before torch is imported.
@@ -213,6 +223,57 @@ def record(
     else:
         output.line(str(out))
     interrupts.check()
+
+
+@app.command()
+def info(
+    file: File,
+    routing: Annotated[
+        bool, typer.Option("--routing/--no-routing", help="Read the requests and work out routing statistics.")
+    ] = True,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Show what a trace holds, and what its routing is like."""
+    from finemoe_cli.trace_info import trace_info, trace_table
+    from offload.trace.file import Trace
+
+    output = Output(as_json=as_json, quiet=quiet)
+    with Trace.open(file) as trace:
+        if trace.warning:
+            output.warn(trace.warning)
+        with output.waiting("reading the trace"):
+            facts = trace_info(trace, routing=routing)
+    if as_json:
+        output.json(facts)
+    else:
+        output.pairs(trace_table(facts))
+
+
+@app.command()
+def export(
+    file: File,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Where to write.", show_default=False)],
+    form: Annotated[Format, typer.Option("--format", metavar="FORMAT", help="csv or parquet.")] = Format.CSV,
+    force: Annotated[bool, typer.Option("--force", metavar="", help="Replace a file that is there.")] = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Write a trace out as a table, one row for each expert that a token chose in a layer."""
+    from finemoe_cli.trace_export import export as export_to
+    from offload.trace.file import Trace
+
+    output = Output(quiet=quiet)
+    if out.exists() and not force:
+        raise ConfigError(f"{out} is there already", "choose another name, or say --force")
+    with Trace.open(file) as trace:
+        if trace.warning:
+            output.warn(trace.warning)
+        with output.progress() as bars:
+            rows = export_to(
+                trace, form.value, out, lambda done: bars("export", done, len(trace)) if bars else None
+            )
+    output.note(f"{rows:,} rows, {format_bytes(out.stat().st_size)}")
+    output.line(str(out))
 
 
 def _conversations(

@@ -35,7 +35,7 @@ MAGIC = b"finemoe trace\r\n\0"
 CACHE_BYTES = 256 << 20
 """Decoded requests that a reader keeps."""
 
-_START = struct.Struct("<16sII")  # magic, version, zero
+_START = struct.Struct("<16sII")  # magic, version, CRC-32 of both
 _BLOCK = struct.Struct("<4sIQI")  # kind, CRC-32 of the payload, its bytes, CRC-32 of this header so far
 _TRAILER = struct.Struct("<8sQI")  # magic, offset of the index, CRC-32 of the trailer so far
 _TRAILER_MAGIC = b"fm index"
@@ -123,7 +123,7 @@ class TraceWriter:
                 raise TraceError(f"{path} is there already", "choose another name, or say --force") from None
             writer = cls(path, descriptor, model)
             try:
-                writer._write(_START.pack(MAGIC, VERSION, 0))
+                writer._write(_sealed(MAGIC + struct.pack("<I", VERSION)))
                 writer._write(_block(_HEADER, _header_payload(model, header)))
                 if model.routers is not None:
                     writer._write(_block(_ROUTERS, pack_routers(model.routers)))
@@ -178,8 +178,8 @@ class TraceWriter:
         if descriptor < 0:
             return
         index = json.dumps({"requests": [asdict(entry) for entry in self.entries]}, separators=(",", ":"))
-        trailer = _TRAILER_MAGIC + struct.pack("<Q", self._end)
-        data = _block(_INDEX, zlib.compress(index.encode())) + trailer + struct.pack("<I", zlib.crc32(trailer))
+        trailer = _sealed(_TRAILER_MAGIC + struct.pack("<Q", self._end))
+        data = _block(_INDEX, zlib.compress(index.encode())) + trailer
         try:
             with storage_errors("the trace", self.path):
                 os.ftruncate(descriptor, self._end)  # An interrupted `append` may have left something.
@@ -326,7 +326,9 @@ class Trace:
             raise TraceError(f"{self.path} is not a trace", "finemoe trace record makes one")
         if len(start) < _START.size:
             raise TraceError(f"{self.path} is cut off before its first request", _AGAIN)
-        version = _START.unpack(start)[1]
+        _, version, checksum = _START.unpack(start)
+        if checksum != zlib.crc32(start[:-4]):
+            raise TraceError(f"{self.path} is damaged before its first request", _AGAIN)
         if version > VERSION:
             raise TraceError(
                 f"{self.path} has version {version} of the format, and this finemoe knows {VERSION}",
@@ -419,8 +421,12 @@ class _CutOff(BadPayload):
 
 
 def _block(kind: bytes, payload: bytes) -> bytes:
-    front = struct.pack("<4sIQ", kind, zlib.crc32(payload), len(payload))
-    return front + struct.pack("<I", zlib.crc32(front)) + payload
+    return _sealed(struct.pack("<4sIQ", kind, zlib.crc32(payload), len(payload))) + payload
+
+
+def _sealed(data: bytes) -> bytes:
+    """`data` with its CRC-32 behind it."""
+    return data + struct.pack("<I", zlib.crc32(data))
 
 
 def _header_payload(model: TraceModel, header: TraceHeader) -> bytes:
