@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from finemoe_cli.commands import config, doctor, models, pack, plan, profiles, pull, run, sessions, trace
+from finemoe_cli.commands import chat, config, doctor, models, pack, plan, profiles, pull, run, sessions, trace
 from finemoe_cli.exit_codes import MEANINGS
 from finemoe_cli.output import Output
 
@@ -30,14 +30,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
+app.command(epilog=chat.EPILOG)(chat.chat)
 app.command(epilog=run.EPILOG)(run.run)
 app.command()(pull.pull)
 app.command()(pack.pack)
 app.command(epilog=plan.EPILOG)(plan.plan)
 app.command()(doctor.doctor)
 app.add_typer(models.app, name="models")
-app.add_typer(trace.app, name="trace")
 app.add_typer(sessions.app, name="sessions")
+app.add_typer(trace.app, name="trace")
 app.add_typer(profiles.app, name="profiles")
 app.add_typer(config.app, name="config")
 

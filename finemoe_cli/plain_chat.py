@@ -1,0 +1,79 @@
+"""A conversation without a screen: a question a line in, an answer out. Sessions are kept as on the screen."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from finemoe_cli.answering import answer, open_engine
+from finemoe_cli.output import Output
+from finemoe_cli.signals import interrupts
+from offload.errors import FinemoeError, StorageError
+from offload.models.spec import read_spec
+from profiles.environment import prepare_process
+from profiles.paths import sessions_file
+from profiles.settings import Resolved
+from ui.chat.conversation import Conversation
+from ui.sessions import SessionStore
+
+EnsureModel = Callable[[str, Output], Path]
+
+
+def plain_chat(
+    resolved: Resolved, output: Output, ensure_model: EnsureModel, *, resume: bool, session: str | None
+) -> None:
+    """Answers each line of stdin until it ends.
+
+    Raises:
+        FinemoeError: As ``finemoe run``.
+    """
+    settings = resolved.settings
+    with _open_store(output) as store:
+        conversation = Conversation(store, lambda error: output.warn(f"{error.message}; nothing is saved any more"))
+        conversation.new(settings.model, settings.system or "")
+        latest = store.find(session) if session is not None else store.latest() if resume else None
+        if latest is not None:
+            conversation.open(latest.id)
+        folder = ensure_model(settings.model, output)
+        read_spec(folder)
+        for warning in prepare_process():
+            output.warn(warning)
+        with open_engine(folder, resolved, output) as engine:
+            interrupts.check()
+            for question in _questions(output):
+                conversation.say(question)
+                said = answer(engine, conversation.messages(), resolved, output, stream=True)
+                reply = conversation.begin_reply()
+                stats = said | {"profile": resolved.profile.name}
+                conversation.finish(reply.id, said["finish_reason"], said["text"], stats)
+                output.line("")
+                interrupts.check()
+
+
+def _open_store(output: Output) -> SessionStore:
+    try:
+        return SessionStore.open(sessions_file())
+    except StorageError as error:
+        output.warn(f"{error.message}; nothing is saved")
+        return SessionStore.in_memory()
+
+
+def _questions(output: Output) -> Iterator[str]:
+    """The lines of stdin that are not empty."""
+    terminal = sys.stdin is not None and sys.stdin.isatty()
+    if sys.stdin is None:
+        return
+    stdin = sys.stdin.buffer
+    while True:
+        if terminal:
+            output.note("ask, or end with Ctrl-D:")
+        try:
+            line = stdin.readline()
+        except OSError as error:
+            raise FinemoeError(f"cannot read stdin: {error.strerror or error}") from error
+        if not line:
+            return
+        question = line.decode("utf-8", "replace").strip()
+        if question:
+            yield question

@@ -1,0 +1,1 @@
+"""What the chat does, without a terminal: conversations, commands, keys, and what fits into the context."""

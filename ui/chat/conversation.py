@@ -1,0 +1,201 @@
+"""One session as the chat sees it: the branch that is shown, and the reply that is being written.
+
+It goes on whatever happens to the store: where that cannot be written, the branch moves into memory, and whoever
+shows the chat is told once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from offload.errors import FinemoeError, StorageError
+from ui.engine_link import Conversation as Messages
+from ui.sessions import Message, Session, SessionStore
+
+T = TypeVar("T")
+OnUnsaved = Callable[[FinemoeError], None]
+
+
+class Conversation:
+    """The conversation on the screen.
+
+    Args:
+        store: Where it is kept.
+        on_unsaved: Told once, when nothing can be saved any more.
+
+    Attributes:
+        session: None until something was said.
+        branch: Its messages, oldest first.
+        saved: Whether it is kept on the disk.
+        model: Name of the model it is with.
+        system: The system prompt; empty if there is none.
+    """
+
+    def __init__(self, store: SessionStore, on_unsaved: OnUnsaved, *, saved: bool = True) -> None:
+        self.store = store
+        self.session: Session | None = None
+        self.branch: list[Message] = []
+        self.saved = saved
+        self.model = ""
+        self.system = ""
+        self._on_unsaved = on_unsaved
+        self._renamed: dict[int, int] = {}
+
+    def new(self, model: str, system: str) -> None:
+        """Begins another conversation, which is written down with its first message."""
+        self.session, self.branch = None, []
+        self.model, self.system = model, system
+        self._renamed = {}
+
+    def open(self, session_id: int, message_id: int | None = None) -> None:
+        """Goes on with a kept one, on the branch of ``message_id`` if that is given.
+
+        Raises:
+            NotFound: It is not there.
+            StorageError: It cannot be read.
+        """
+        session = self.store.get(session_id)
+        if message_id is not None:
+            session = self.store.select(session_id, message_id)
+        branch = self.store.path(session.leaf)
+        self.session, self.branch = session, branch
+        self.model, self.system = session.model, session.system
+        self._renamed = {}
+
+    @property
+    def title(self) -> str:
+        """What it is about; empty before anything was said."""
+        return self.session.title if self.session else ""
+
+    @property
+    def last(self) -> Message | None:
+        """The last message."""
+        return self.branch[-1] if self.branch else None
+
+    def say(self, text: str) -> Message:
+        """Adds a message of the user's at the end."""
+        return self._add("user", text)
+
+    def begin_reply(self) -> Message:
+        """Adds a reply that is being written."""
+        return self._add("assistant", "")
+
+    def grow(self, message_id: int, text: str) -> None:
+        """Adds text to it."""
+        self._keep(lambda: self.store.append(self.id_of(message_id), text))
+
+    def finish(self, message_id: int, reason: str, text: str, stats: dict[str, Any] | None) -> Message:
+        """Ends it: ``text`` is all of it."""
+
+        def work() -> Message:
+            if self.store.message(self.id_of(message_id)).content != text:
+                self.store.replace(self.id_of(message_id), text)
+            return self.store.finish(self.id_of(message_id), reason, stats)
+
+        message = self._keep(work)
+        self.branch = [message if old.id == message.id else old for old in self.branch]
+        return message
+
+    def go_back_to(self, message_id: int | None) -> None:
+        """Makes ``message_id`` the last one shown; what follows it stays in the store as another branch."""
+        ids = [message.id for message in self.branch]
+        kept = 0 if message_id is None else ids.index(self.id_of(message_id)) + 1
+        self.branch = self.branch[:kept]
+
+    def siblings(self, message_id: int) -> tuple[int, int]:
+        """Which of how many versions of a message it is, counted from 1."""
+        ids = self._sibling_ids(message_id)
+        return ids.index(self.id_of(message_id)) + 1, len(ids)
+
+    def move(self, message_id: int, step: int) -> bool:
+        """Shows the version ``step`` after this one; False if there is none."""
+        ids = self._sibling_ids(message_id)
+        place = ids.index(self.id_of(message_id)) + step
+        if not 0 <= place < len(ids) or self.session is None:
+            return False
+        session = self.session.id
+        self.session = self._keep(lambda: self.store.select(session, ids[place]))
+        self.branch = self.store.path(self.session.leaf)
+        return True
+
+    def set_system(self, system: str) -> None:
+        """Gives it another system prompt; an empty one is none."""
+        self.system = system
+        if self.session is not None:
+            self.session = self._keep(lambda: self.store.set_system(self._session_id, system))
+
+    def set_model(self, model: str) -> None:
+        """Goes on with another model."""
+        self.model = model
+        if self.session is not None:
+            self.session = self._keep(lambda: self.store.set_model(self._session_id, model))
+
+    def rename(self, title: str) -> None:
+        """Gives it another title.
+
+        Raises:
+            ConfigError: The title is empty.
+        """
+        if self.session is not None:
+            self.session = self._keep(lambda: self.store.rename(self._session_id, title))
+
+    def messages(self) -> Messages:
+        """The branch as a chat template takes it. Replies of which there is nothing are left out."""
+        said = [{"role": "system", "content": self.system}] if self.system else []
+        return said + [{"role": one.role, "content": one.content} for one in self.branch if one.content]
+
+    def id_of(self, message_id: int) -> int:
+        """The id that a message has now; it changes when the conversation moves into memory."""
+        return self._renamed.get(message_id, message_id)
+
+    @property
+    def _session_id(self) -> int:
+        assert self.session is not None
+        return self.session.id
+
+    def _add(self, role: str, text: str) -> Message:
+        def work() -> Message:
+            if self.session is None:
+                self.session = self.store.create(model=self.model, system=self.system)
+            parent = self.branch[-1].id if self.branch else None
+            message = self.store.add(self.session.id, parent, role, text)
+            self.session = self.store.get(self.session.id)
+            return message
+
+        message = self._keep(work)
+        self.branch.append(message)
+        return message
+
+    def _sibling_ids(self, message_id: int) -> list[int]:
+        return [message.id for message in self._keep(lambda: self.store.siblings(self.id_of(message_id)))]
+
+    def _keep(self, work: Callable[[], T]) -> T:
+        try:
+            return work()
+        except StorageError as error:
+            if not self.saved:
+                raise
+            self._move_into_memory()
+            self._on_unsaved(error)
+            return work()
+
+    def _move_into_memory(self) -> None:
+        """Copies the branch into a store in memory. Other branches cannot be read any more, and stay behind."""
+        before, branch = self.session, self.branch
+        self.saved = False
+        self.store = SessionStore.in_memory()
+        self.session, self.branch = None, []
+        if before is None:
+            return
+        self.session = self.store.create(before.title, self.model, self.system)
+        for old in branch:
+            parent = self.branch[-1].id if self.branch else None
+            made = self.store.add(self.session.id, parent, old.role, old.content)
+            if old.finish_reason is not None:
+                made = self.store.finish(made.id, old.finish_reason, old.stats)
+            self._renamed[old.id] = made.id
+            self.branch.append(made)
+        for source, target in list(self._renamed.items()):
+            self._renamed[source] = self._renamed.get(target, target)
+        self.session = self.store.get(self.session.id)

@@ -1,0 +1,458 @@
+"""The chat: the conversation, the prompt under it, and what the engine is doing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Container, Vertical
+from textual.screen import Screen
+from textual.widgets import Footer, Static, TextArea
+
+from offload.errors import FinemoeError
+from offload.service.messages import Ready
+from offload.units import format_bytes
+from ui.chat.commands import Commands, code_blocks
+from ui.chat.conversation import Conversation
+from ui.chat.engine import State
+from ui.chat.keymap import CHAT_KEYS
+from ui.chat.setup import ChatSetup
+from ui.screens.answering import Answering
+from ui.screens.command_runner import CommandRunner
+from ui.screens.engine_room import EngineRoom
+from ui.screens.help import HelpScreen
+from ui.screens.sessions import Chosen, SessionsScreen
+from ui.screens.telemetry import Telemetry
+from ui.sessions import Message, SessionStore
+from ui.widgets.completions import Completions
+from ui.widgets.prompt import Prompt
+from ui.widgets.status_bar import StatusBar
+from ui.widgets.transcript import Transcript
+from ui.widgets.turns import Notice, Turn
+from ui.widgets.welcome import Question, Welcome
+
+if TYPE_CHECKING:
+    from ui.app import ChatApp
+
+DRAIN_S = 0.1
+"""How often what came is drawn and saved: each piece by itself would cost ten times as much."""
+
+
+class ChatScreen(Screen[None]):
+    """The main screen.
+
+    Attributes:
+        conversation: What is on the screen.
+        room: The engine.
+        answering: The reply that is coming.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding(key.keys, key.action, key.label, id=key.id, show=key.shown, priority=True) for key in CHAT_KEYS
+    ]
+    AUTO_FOCUS = "#prompt"
+
+    def __init__(self, setup: ChatSetup, store: SessionStore, *, saved: bool) -> None:
+        super().__init__()
+        self.HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (80, "-normal"), (120, "-wide")]
+        self.setup = setup
+        self.conversation = Conversation(store, self._unsaved, saved=saved)
+        self.room = EngineRoom(self, setup)
+        self.answering = Answering(self)
+        self.transcript = Transcript(self.conversation.siblings, Welcome())
+        self.prompt = Prompt()
+        self.commands: Commands
+        self.runner = CommandRunner(self)
+        self._bar = StatusBar()
+        self._completions = Completions()
+        self._queue = Static("", id="queued", markup=False)
+        self.telemetry = Telemetry(self, setup)
+        self._editing: Message | None = None
+        self._left = False
+
+    @property
+    def chat_app(self) -> ChatApp:
+        """The application."""
+        return cast("ChatApp", self.app)
+
+    def compose(self) -> ComposeResult:
+        yield self._bar
+        with Container(id="body"), Vertical(id="chat"):
+            yield self.transcript
+            yield self._queue
+            yield self._completions
+            yield self.prompt
+        yield Footer(show_command_palette=False, compact=True)
+
+    async def on_mount(self) -> None:
+        self.commands = self.runner.commands
+        self._completions.display = self._queue.display = False
+        self.prompt.focus()
+        await self._begin()
+        self.set_interval(DRAIN_S, self.answering.drain)
+        # The first picture comes before any of this.
+        self.call_after_refresh(self._start)
+
+    async def _start(self) -> None:
+        self.room.start()
+        await self.telemetry.start(self.query_one("#body"))
+
+    def on_resize(self) -> None:
+        self.telemetry.fit()
+
+    # What others tell it.
+
+    def refresh_state(self) -> None:
+        """Shows what the engine is doing now."""
+        if not self.is_mounted:
+            return
+        room, driver = self.room, self.room.driver
+        label = room.profile or str(room.budget)
+        size = format_bytes(driver.budget_bytes) if driver.ready else ""
+        facts = [room.model, f"{label} {size}".strip()]
+        if driver.ready:
+            facts += [driver.ready.kernels, driver.ready.device]
+        if not self.conversation.saved:
+            facts.insert(0, "not saved")
+        kind = "busy" if room.loading or driver.state is State.ANSWERING else "ready"
+        if not room.loading and driver.state in (State.OFF, State.GONE):
+            kind = "bad"
+        self._bar.show(self.conversation.title or "new session", tuple(facts), room.doing, kind)
+        queued = self.answering.queued
+        self._queue.display = bool(queued)
+        self._queue.update(f"next: {' '.join(queued[:200].split())}")
+
+    def opened(self, ready: Ready) -> None:
+        """An engine is open."""
+        self.telemetry.watch(ready.board)
+        self.refresh_state()
+
+    def engine_gone(self, reason: str) -> None:
+        """It ended without being asked to."""
+        notice = Notice(
+            f"the engine ended: {reason}\nEnter or R restarts it; the conversation is kept", "error", "restart"
+        )
+        self._add_notice(notice)
+
+    def tell(self, error: FinemoeError, action: str = "") -> None:
+        """Shows an error; with ``action`` its notice can do something about it."""
+        text = error.message + (f"\n{error.hint}" if error.hint else "")
+        if action:
+            text += f"\nEnter or R: {action}"
+        self._add_notice(Notice(text, "error", action))
+
+    async def say(self, text: str, kind: str = "note", before: Turn | None = None) -> None:
+        """Shows a line of the chat's own."""
+        if not text:
+            return
+        if before is not None:
+            await self.transcript.mount(Notice(text, kind), before=before)
+        else:
+            await self.transcript.add(Notice(text, kind))
+
+    def give_back(self, text: str) -> None:
+        """Puts a message that was not sent back into the prompt."""
+        self.prompt.set_text(f"{text}\n{self.prompt.whole}".strip())
+
+    # What the user does.
+
+    async def on_prompt_sent(self, event: Prompt.Sent) -> None:
+        try:
+            command = self.commands.parse(event.text)
+        except FinemoeError as error:
+            self.notify(f"{error.message}\n{error.hint}", severity="warning", markup=False)
+            return
+        self.prompt.set_text("")
+        self.prompt.remember(event.text)
+        if command is not None:
+            await self.runner.run(*command)
+            return
+        text = event.text[1:] if event.text.startswith("//") else event.text
+        if self._editing is not None:
+            await self._send_edited(text)
+        else:
+            await self.answering.send(text)
+
+    async def on_question_chosen(self, event: Question.Chosen) -> None:
+        self.prompt.focus()
+        self.prompt.remember(event.text)
+        await self.answering.send(event.text)
+
+    def on_text_area_changed(self, event: TextArea.Changed) -> None:
+        text = self.prompt.text
+        found = self.commands.complete(text) if text.startswith("/") else []
+        self._completions.show(found)
+        self.prompt.completing = bool(found)
+
+    async def on_prompt_completing(self, event: Prompt.Completing) -> None:
+        if event.key in ("up", "down"):
+            self._completions.move(1 if event.key == "down" else -1)
+            return
+        chosen = self._completions.chosen
+        typed = self.prompt.text
+        self._completions.show([])
+        self.prompt.completing = False
+        if event.key == "escape" or chosen is None:
+            return
+        whole = typed.rstrip() == chosen.text.rstrip()
+        if event.key == "enter" and (whole or chosen.done) and not chosen.text.endswith(" "):
+            self.prompt.set_text("")
+            await self.on_prompt_sent(Prompt.Sent(chosen.text))
+        elif event.key == "enter" and whole:
+            await self.on_prompt_sent(Prompt.Sent(typed.strip()))
+        else:
+            self.prompt.set_text(chosen.text)
+
+    async def on_turn_asked(self, event: Turn.Asked) -> None:
+        turn = event.turn
+        if event.what == "other":
+            await self._go_from(turn, event.step)
+        elif event.what in ("copy", "copy_code"):
+            self.copy(code_blocks(turn.text) if event.what == "copy_code" else turn.text)
+        elif turn.message is None and event.what == "again":
+            await self.regenerate()
+        elif turn.message is not None:
+            if event.what == "edit":
+                self.edit(turn.message)
+            elif event.what == "again":
+                await self.regenerate(turn.message)
+            elif event.what == "version":
+                await self._show_version(turn.message, event.step)
+
+    async def on_notice_taken(self, event: Notice.Taken) -> None:
+        action = event.notice.action
+        await event.notice.remove()
+        self.prompt.focus()
+        if action == "restart":
+            self.room.start()
+        elif action == "try again" and not self.answering.busy:
+            await self.regenerate()
+
+    # Actions.
+
+    def action_stop(self) -> None:
+        if self.answering.busy:
+            self.answering.stop()
+        elif self._editing is not None:
+            self._end_editing()
+            self.prompt.set_text("")
+        self.prompt.focus()
+
+    async def action_new(self) -> None:
+        await self.show_session(None)
+
+    def action_help(self) -> None:
+        self.app.push_screen(HelpScreen(self.chat_app.help_groups(self.focused, self.commands)))
+
+    def action_palette(self) -> None:
+        self.app.action_command_palette()
+
+    def action_sessions(self, query: str = "") -> None:
+        current = self.conversation.session.id if self.conversation.session else None
+        screen = SessionsScreen(self.conversation.store, query, current)
+
+        async def chosen(choice: Chosen | None) -> None:
+            if current in screen.deleted:
+                await self.show_session(None)
+            elif screen.renamed and current is not None:
+                self.conversation.session = self.conversation.store.get(current)
+            if choice is not None:
+                await self.show_session(choice.session, choice.message)
+            self.refresh_state()
+
+        self.app.push_screen(screen, chosen)
+
+    async def action_regenerate(self) -> None:
+        await self.regenerate()
+
+    def action_profiles(self) -> None:
+        self.runner.choose_profile()
+
+    def action_panes(self) -> None:
+        self.telemetry.cycle()
+
+    def action_freeze(self) -> None:
+        self.telemetry.freeze()
+
+    def action_experts(self) -> None:
+        self.telemetry.show_experts(self.room.folder)
+
+    def action_editor(self) -> None:
+        self.chat_app.edit_in_editor(self.prompt)
+
+    async def action_message(self, step: int) -> None:
+        focused = self.focused
+        if isinstance(focused, Turn):
+            await self._go_from(focused, step)
+        elif step < 0 and self.transcript.turns:
+            self.transcript.turns[-1].focus()
+
+    async def action_version(self, step: int) -> None:
+        focused = self.focused
+        turns = [focused] if isinstance(focused, Turn) else reversed(self.transcript.turns)
+        for turn in turns:
+            if turn.message is not None and turn.versions[1] > 1:
+                await self._show_version(turn.message, step)
+                return
+
+    def action_page(self, step: int) -> None:
+        if step < 0:
+            self.transcript.scroll_page_up(animate=False)
+        else:
+            self.transcript.scroll_page_down(animate=False)
+
+    def action_end(self) -> None:
+        self.transcript.anchor()
+
+    def copy(self, text: str) -> None:
+        """Puts text on the terminal's clipboard (OSC 52)."""
+        if text:
+            self.app.copy_to_clipboard(text)
+            self.notify(f"copied {len(text):,} characters", timeout=2)
+        else:
+            self.notify("there is nothing to copy", severity="warning", timeout=2)
+
+    def edit(self, message: Message) -> None:
+        """Puts a message of the user's into the prompt; sending it makes a new branch."""
+        if self.answering.busy:
+            self.notify("stop the reply first (Esc)", severity="warning")
+            return
+        self._editing = message
+        self.prompt.set_text(message.content)
+        self.prompt.border_title = "editing: Enter sends it as a new branch, Esc leaves it"
+        self.prompt.add_class("-editing")
+        self.prompt.focus()
+
+    async def regenerate(self, message: Message | None = None) -> None:
+        """Answers once more what the message answers, or what it says if it is the user's."""
+        conversation = self.conversation
+        if self.answering.busy or not conversation.branch:
+            self.notify("stop the reply first (Esc)" if self.answering.busy else "there is nothing to answer yet")
+            return
+        last = message or conversation.branch[-1]
+        ids = [one.id for one in conversation.branch]
+        place = ids.index(conversation.id_of(last.id))
+        asked = place if last.role == "user" else place - 1
+        conversation.go_back_to(ids[asked] if asked >= 0 else None)
+        await self.transcript.cut_after(conversation.branch)
+        self.prompt.focus()
+        self.answering.begin()
+
+    async def show_session(self, session_id: int | None, message_id: int | None = None) -> None:
+        """Shows a kept session, or a new one."""
+        if self.answering.busy:
+            self.notify("stop the reply first (Esc)", severity="warning")
+            return
+        self._end_editing()
+        self.answering.forget_window()
+        try:
+            if session_id is None:
+                self.conversation.new(self.room.model, self.setup.resolved.settings.system or "")
+            else:
+                self.conversation.open(session_id, message_id)
+        except FinemoeError as error:
+            self.tell(error)
+            return
+        await self.transcript.show(self.conversation.branch)
+        said = [message.content for message in self.conversation.branch if message.role == "user"]
+        self.prompt.remember_all([*said, *(text for text in self.prompt.sent if text not in said)])
+        self.prompt.focus()
+        self.refresh_state()
+
+    # The rest.
+
+    def leave(self) -> None:
+        """Ends it all: what was said is kept, the engine is told to go."""
+        if not self._left:
+            self._left = True
+            try:
+                self.answering.keep_on_quit()
+            except FinemoeError:
+                pass  # That nothing can be saved was told.
+            self.telemetry.close()
+
+    async def on_unmount(self) -> None:
+        self.leave()
+        await self.room.close()
+
+    async def _begin(self) -> None:
+        """Shows the session to begin with."""
+        store, chosen = self.conversation.store, None
+        try:
+            if self.setup.session is not None:
+                chosen = store.find(self.setup.session).id
+            elif self.setup.resume:
+                latest = store.latest()
+                chosen = latest.id if latest else None
+        except FinemoeError as error:
+            self.tell(error)
+        await self.show_session(chosen)
+        for warning in self.setup.warnings:
+            await self.say(warning, "warning")
+
+    async def _send_edited(self, text: str) -> None:
+        message, conversation = self._editing, self.conversation
+        assert message is not None
+        self._end_editing()
+        ids = [one.id for one in conversation.branch]
+        place = ids.index(conversation.id_of(message.id))
+        conversation.go_back_to(ids[place - 1] if place else None)
+        await self.transcript.cut_after(conversation.branch)
+        await self.answering.send(text)
+
+    def _end_editing(self) -> None:
+        self._editing = None
+        self.prompt.border_title = None
+        self.prompt.remove_class("-editing")
+
+    async def _show_version(self, message: Message, step: int) -> None:
+        if self.answering.busy:
+            self.notify("stop the reply first (Esc)", severity="warning")
+            return
+        before = [one.id for one in self.conversation.branch]
+        place = before.index(self.conversation.id_of(message.id))
+        if not self.conversation.move(message.id, step):
+            return
+        focused = isinstance(self.focused, Turn)
+        await self.transcript.show(self.conversation.branch)
+        await self.transcript.load_for(place)
+        if focused:
+            shown = self.conversation.branch[place].id
+            next(turn for turn in self.transcript.turns if turn.message and turn.message.id == shown).focus()
+        self.refresh_state()
+
+    async def _go_from(self, turn: Turn, step: int) -> None:
+        turns = self.transcript.turns
+        place = turns.index(turn) + step
+        if place < 0:
+            await self.transcript.load_earlier()
+            place = self.transcript.turns.index(turn) + step
+            turns = self.transcript.turns
+        if place >= len(turns):
+            self.prompt.focus()
+        elif place >= 0:
+            turns[place].focus()
+
+    def _unsaved(self, error: FinemoeError) -> None:
+        self._add_notice(
+            Notice(f"{error.message}\nthe chat goes on, and nothing is saved any more: /export keeps it", "warning")
+        )
+        self.call_later(self._show_again)
+
+    async def _show_again(self) -> None:
+        """After the conversation has moved into memory: its messages have other ids, its versions are gone."""
+        if not self.answering.busy:
+            notices = [Notice(old.text, "warning") for old in self.transcript.query(Notice)]
+            await self.transcript.show(self.conversation.branch)
+            for notice in notices:
+                await self.transcript.add(notice)
+        self.refresh_state()
+
+    def _add_notice(self, notice: Notice) -> None:
+        async def add() -> None:
+            await self.transcript.add(notice)
+            if notice.action and not self.prompt.text and self.app.screen is self:
+                notice.focus()
+
+        self.call_later(add)

@@ -1,0 +1,1 @@
+"""Parts of the chat's screens, one a file."""
