@@ -66,13 +66,15 @@ MIGRATIONS = (
         "full-text-search",
         (
             # Only whole messages are in the index: otherwise every piece of an answer would index it all again.
+            # Beginnings of words have an index of their own, so that a search may follow the typing.
             """
             CREATE VIEW searchable AS
             SELECT id, content FROM messages WHERE role = 'user' OR finish_reason IS NOT NULL
             """,
             """
             CREATE VIRTUAL TABLE messages_text USING fts5 (
-                content, content = 'searchable', content_rowid = 'id', tokenize = 'unicode61 remove_diacritics 2'
+                content, content = 'searchable', content_rowid = 'id',
+                tokenize = 'unicode61 remove_diacritics 2', prefix = '1 2 3'
             )
             """,
             """

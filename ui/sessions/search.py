@@ -36,7 +36,7 @@ def by_words(connection: sqlite3.Connection, query: str, limit: int) -> list[Fou
     rows = connection.execute(
         f"""
         SELECT rowid, snippet(messages_text, 0, '', '', '…', {_SNIPPET_WORDS}), -bm25(messages_text)
-        FROM messages_text WHERE messages_text MATCH ? ORDER BY rank, rowid DESC LIMIT ?
+        FROM messages_text WHERE messages_text MATCH ? ORDER BY rank LIMIT ?
         """,
         (expression, limit),
     )
@@ -67,33 +67,23 @@ def by_meaning(
         return []
     (wanted,) = _embedded(embed, [query])
     name = getattr(embed, "name", None)
+    unknown = _new_vectors(_whole_messages(database, name, wanted.nbytes), embed, progress)
     if name is None:
-        rows = list(_new_vectors(_whole_messages(database, None, 0), embed, progress))
+        places = [(place, vector.tobytes()) for place, _, vector in unknown]
     else:
-        for batch in _batches(_new_vectors(_whole_messages(database, name, wanted.nbytes), embed, progress)):
+        for batch in _batches(unknown):
             _keep(database, name, batch)
-        with database.reading() as connection:
-            rows = [
-                (message, content, start, stop, np.frombuffer(vector, np.float32))
-                for message, content, start, stop, vector in connection.execute(
-                    """
-                    SELECT message, content, start, stop, vector FROM embeddings
-                    JOIN messages ON messages.id = message WHERE embedder = ? AND length(vector) = ?
-                    """,
-                    (name, wanted.nbytes),
-                )
-            ]
-    if not rows:
+        places = _kept(database, name, wanted.nbytes)
+    if not places:
         return []
-    scores = np.stack([vector for *_, vector in rows]) @ wanted
-    best: dict[int, Found] = {}
+    scores = np.frombuffer(b"".join(vector for _, vector in places), np.float32).reshape(len(places), -1) @ wanted
+    best: dict[int, tuple[_Place, float]] = {}
     for index in np.argsort(-scores, kind="stable"):
-        message, content, start, stop, _ = rows[index]
-        if message not in best:
-            best[message] = (message, _excerpt(content, start, stop), float(scores[index]))
-            if len(best) >= limit:
-                break
-    return list(best.values())[:limit]
+        place, _ = places[index]
+        best.setdefault(place[0], (place, float(scores[index])))
+        if len(best) == limit:
+            break
+    return _excerpts(database, list(best.values()))
 
 
 def pieces(text: str) -> list[tuple[int, int]]:
@@ -114,7 +104,11 @@ def pieces(text: str) -> list[tuple[int, int]]:
     return spans
 
 
-_Row: TypeAlias = "tuple[int, str, int, int, Vectors]"
+_Place: TypeAlias = tuple[int, int, int]
+"""A message, and where one of its pieces begins and ends in it."""
+
+_Row: TypeAlias = "tuple[_Place, str, Vectors]"
+"""A piece, its message's whole text, and its vector."""
 
 
 def _whole_messages(database: Database, embedder: str | None, vector_bytes: int) -> list[tuple[int, str]]:
@@ -134,11 +128,11 @@ def _new_vectors(
     messages: Sequence[tuple[int, str]], embed: Embed, progress: Callable[[int, int], None] | None
 ) -> Iterator[_Row]:
     """The vectors of all pieces of ``messages``, a message's own always in one go."""
-    work: list[tuple[int, str, int, int]] = []
+    work: list[tuple[_Place, str]] = []
     for done, (message, content) in enumerate(messages, 1):
-        work += [(message, content, *span) for span in pieces(content)]
+        work += [((message, *span), content) for span in pieces(content)]
         if work and (len(work) >= _BATCH or done == len(messages)):
-            vectors = _embedded(embed, [content[start:stop] for _, content, start, stop in work])
+            vectors = _embedded(embed, [content[start:stop] for (_, start, stop), content in work])
             yield from ((*piece, vector) for piece, vector in zip(work, vectors, strict=True))
             work = []
             if progress is not None:
@@ -158,7 +152,7 @@ def _batches(rows: Iterator[_Row]) -> Iterator[list[_Row]]:
     """``rows`` in lists that end where a message does."""
     batch: list[_Row] = []
     for row in rows:
-        if len(batch) >= _BATCH and row[0] != batch[-1][0]:
+        if len(batch) >= _BATCH and row[0][0] != batch[-1][0][0]:
             yield batch
             batch = []
         batch.append(row)
@@ -176,9 +170,29 @@ def _keep(database: Database, embedder: str, rows: list[_Row]) -> None:
             """,
             [
                 (embedder, start, stop, vector.tobytes(), message, content)
-                for message, content, start, stop, vector in rows
+                for (message, start, stop), content, vector in rows
             ],
         )
+
+
+def _kept(database: Database, embedder: str, vector_bytes: int) -> list[tuple[_Place, bytes]]:
+    """All vectors of ``embedder``."""
+    with database.reading() as connection:
+        rows = connection.execute(
+            "SELECT message, start, stop, vector FROM embeddings WHERE embedder = ? AND length(vector) = ?",
+            (embedder, vector_bytes),
+        )
+        return [((message, start, stop), vector) for message, start, stop, vector in rows]
+
+
+def _excerpts(database: Database, best: list[tuple[_Place, float]]) -> list[Found]:
+    """What stands at the places."""
+    found: list[Found] = []
+    with database.reading() as connection:
+        for (message, start, stop), score in best:
+            for (content,) in connection.execute("SELECT content FROM messages WHERE id = ?", (message,)):
+                found.append((message, _excerpt(content, start, stop), score))
+    return found
 
 
 def _excerpt(content: str, start: int, stop: int) -> str:

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from offload.errors import ModelError
-from profiles.embedder import EMBEDDER_VARIABLE
+from profiles.embedder import EMBEDDER_VARIABLE, HOW_TO_GET, find_embedder
 from tests.ui.sessions.conftest import ROOT
 from ui.sessions.embed_worker import embedder_name
 from ui.sessions.meaning import ChildEmbedder, open_embedder
@@ -86,3 +86,17 @@ def test_the_process_that_asks_imports_no_torch():
     script = "import ui.sessions.meaning, profiles.embedder, sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"torch", "sentence_transformers", "transformers", "numpy"} & set(done.stdout.split())
+
+
+def test_the_real_model_knows_what_words_mean(store):
+    if find_embedder() is None:
+        pytest.skip(f"no all-MiniLM-L6-v2 here: {HOW_TO_GET}")
+    session = store.create()
+    texts = ("How do I bake a loaf of sourdough?", "Why is the sky blue?", "The shares fell again today.")
+    messages = [store.add(session.id, None, "user", text).content for text in texts]
+    embed = open_embedder()
+    try:
+        for query, text in zip(("bread recipe", "colour of the heavens", "stock market"), messages, strict=True):
+            assert store.search_by_meaning(query, embed, limit=1)[0].message.content == text
+    finally:
+        embed.close()
