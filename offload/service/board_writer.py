@@ -180,7 +180,7 @@ class BoardWriter:
             view = self._source.view()
             if self._decoding:
                 self._last_token = now
-                self._append_record(now, outcome, int(np.count_nonzero(view.state == RESIDENT)))
+                self._append_record(now, outcome, view.state.tobytes().count(RESIDENT))
                 if len(self._waiting) >= _MANY_WAITING:
                     self._wake.set()
             if now - self._captured_at >= _BUSY_S or now < self._captured_at:
