@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar, Literal, get_args
 
 from textual.app import ComposeResult
@@ -9,10 +11,12 @@ from textual.containers import Vertical
 from textual.reactive import reactive
 from textual.widget import Widget
 
+from offload.telemetry.frame import IDLE, TokenRecord
 from ui.panes.expert_map import ExpertMap
 from ui.panes.history import FrameHistory
 from ui.panes.layer_bars import LayerBars
 from ui.panes.memory import Memory
+from ui.panes.oracle import reply_oracle
 from ui.panes.pane import Pane
 from ui.panes.speed import Speed
 from ui.panes.strip import Strip
@@ -71,6 +75,7 @@ class PaneColumn(Widget):
         self._ascii = ascii
         self._history: FrameHistory | None = None
         self._live: FrameHistory | None = None
+        self._asked = (0, 0)
         self.set_reactive(PaneColumn.layout_mode, mode)
         self.add_class(f"-{mode}")
 
@@ -87,6 +92,7 @@ class PaneColumn(Widget):
     def show(self, history: FrameHistory) -> None:
         """Draws what the history says now, unless frozen. What is not to be seen is not drawn."""
         self._live = history
+        self._ask_oracle(history)
         if not self.freeze:
             self._show(history)
 
@@ -109,6 +115,18 @@ class PaneColumn(Widget):
     def on_resize(self) -> None:
         self.set_class(self.size.width >= _NARROW, "-wide")
 
+    def _ask_oracle(self, history: FrameHistory) -> None:
+        """When a reply is over, a thread works out what an oracle would have hit."""
+        frame, facts = history.latest, history.facts
+        if frame is None or facts is None or frame.phase != IDLE or not history.records:
+            return
+        request = history.records[-1].request
+        if (history.generation, request) != self._asked:
+            self._asked = (history.generation, request)
+            self.run_worker(
+                partial(_work_out, history, history.reply(request), facts.experts, frame.memory.slots), thread=True
+            )
+
     def _show(self, history: FrameHistory) -> None:
         self._history = history
         if not self.is_mounted or self.layout_mode == "off":
@@ -117,3 +135,10 @@ class PaneColumn(Widget):
             pane.history = history
             if pane.is_on_screen or pane.size:
                 pane.show(history)
+
+
+def _work_out(history: FrameHistory, reply: Sequence[TokenRecord], experts: int, slots: int) -> None:
+    generation = history.generation
+    oracle = reply_oracle(reply, experts, slots)
+    if history.generation == generation:
+        history.oracle = oracle

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import ClassVar
 
+from rich.console import RenderableType
 from rich.segment import Segment
 from rich.style import Style
-from textual.app import RenderResult
 from textual.geometry import Size
 from textual.strip import Strip
 from textual.widget import Widget
@@ -184,7 +184,7 @@ class Pane(Widget):
         lines = self._drawn()
         return lines[y] if y < len(lines) else Strip.blank(self.content_size.width, self.rich_style)
 
-    def render(self) -> RenderResult:
+    def render(self) -> RenderableType:
         return ""
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
