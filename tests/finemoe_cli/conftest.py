@@ -91,17 +91,10 @@ def finemoe(tmp_path: Path) -> Finemoe:
     return Finemoe(environment)
 
 
-@pytest.fixture(scope="session")
-def compiled_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder of compiled kernels for all tests."""
-    return tmp_path_factory.mktemp("kernels")
-
-
 @pytest.fixture
-def with_demo(finemoe: Finemoe, demo_model: Path, compiled_kernels: Path) -> Finemoe:
+def with_demo(finemoe: Finemoe, demo_model: Path) -> Finemoe:
     """``finemoe`` with the demo pulled, and nothing else."""
     models = Path(finemoe.environment["FINEMOE_CACHE_DIR"]) / "models"
     models.mkdir(parents=True)
     (models / DEMO_NAME).symlink_to(demo_model)
-    finemoe.environment["NUMBA_CACHE_DIR"] = str(compiled_kernels)
     return finemoe

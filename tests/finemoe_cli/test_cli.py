@@ -258,6 +258,7 @@ def test_every_error_has_a_code():
     assert exit_code_of(errors.ContextOverflow("x")) == ExitCode.USAGE == 2
     assert exit_code_of(errors.ModelNotFound("x")) == ExitCode.NOT_FOUND == 3
     assert exit_code_of(errors.BudgetTooSmall("x", smallest_bytes=1)) == ExitCode.DOES_NOT_FIT == 4
+    assert exit_code_of(errors.BudgetTooLarge("x")) == ExitCode.DOES_NOT_FIT
     assert exit_code_of(errors.CorruptCheckpoint("x")) == ExitCode.FAILURE == 1
     assert exit_code_of(KeyboardInterrupt()) == ExitCode.INTERRUPTED == 130
     assert ExitCode.GATE_FAILED == 5

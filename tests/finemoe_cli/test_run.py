@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 GREEDY = ("--temperature", "0", "--context", "512")
 LONG = ("run", *GREEDY, "-n", "400", "Tell a long story about a fox.")
@@ -21,11 +22,13 @@ def demo(with_demo):
     """Every test here has the demo."""
 
 
-def test_one_object_with_the_answer_and_what_it_cost(finemoe):
-    shown = finemoe("run", *GREEDY, "-n", "8", "--json", "-p", "low", "Name three rivers.")
+def test_one_object_with_the_answer_and_what_it_cost(finemoe, demo_model):
+    ask = ("run", *GREEDY, "-n", "8", "--system", "You are a pirate.", "Name three rivers.")
+    shown = finemoe(*ask, "--json", "-p", "low")
     assert (shown.code, shown.err) == (0, "")
     answer = shown.json
     assert answer["profile"] == "low"
+    assert answer["prompt_tokens"] == tokens_of(demo_model, system="You are a pirate.", user="Name three rivers.")
     assert answer["completion_tokens"] == len(answer["token_ids"]) <= 8
     assert answer["finish_reason"] in ("stop", "length")
     assert {"budget_bytes", "peak_bytes", "dense_bytes", "kv_bytes", "arena_bytes", "slots", "slot_bytes"} <= set(
@@ -35,45 +38,22 @@ def test_one_object_with_the_answer_and_what_it_cost(finemoe):
         counts = answer["experts"][phase]
         kinds = ("resident", "prefetched", "late", "missed")
         assert counts["selections"] == sum(counts[kind] for kind in kinds)
-    streamed = finemoe("run", *GREEDY, "-n", "8", "-p", "minimal", "Name three rivers.")
-    assert (streamed.code, streamed.err) == (0, "")
-    assert streamed.out == answer["text"] + "\n"
-
-
-def test_the_stats_are_not_data(finemoe):
-    shown = finemoe("run", *GREEDY, "-n", "4", "--stats", "--no-stream", "-q", "Hello")
-    assert shown.code == 0
-    assert [line.split()[0] for line in shown.err.splitlines()] == [
-        "speed",
-        "tokens",
-        "prefill",
-        "decode",
-        "memory",
-        "setup",
-    ]
-    assert "tok/s" not in shown.out
+    streamed = finemoe(*ask, "--stats", "-p", "minimal")
+    assert (streamed.code, streamed.out) == (0, answer["text"] + "\n")
+    stats = [line.split()[0] for line in streamed.err.splitlines()]
+    assert stats == ["speed", "tokens", "prefill", "decode", "memory", "setup"]
 
 
 def test_bytes_that_are_not_text_are_replaced_and_told_once(finemoe):
-    shown = finemoe("run", *GREEDY, "-n", "1", stdin=b"What is \xff\xfe in Latin-1?")
+    shown = finemoe("run", *GREEDY, "-n", "1", "--no-stream", stdin=b"What is \xff\xfe in Latin-1?")
     assert shown.code == 0
     assert shown.err == "warning: the prompt is not all UTF-8; what is not was replaced\n"
-
-
-def test_raw_leaves_the_template_out_and_a_system_prompt_goes_in(finemoe):
-    ask = ("run", *GREEDY, "-n", "1", "--json", "Once")
-    raw = finemoe(*ask, "--raw").json["prompt_tokens"]
-    piratical = finemoe(*ask, "--system", "You are a pirate.").json["prompt_tokens"]
-    assert raw < 4
-    assert piratical > 8
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
         (["--budget", "1MiB"], 4, "MiB"),
-        (["--budget", "0"], 4, "MiB"),
-        (["--budget", "9000GiB"], 4, ""),
         (["--context", "4", "a prompt of more than four tokens"], 2, ""),
         (["--device", "cuda:99"], 2, "cuda"),
     ],
@@ -185,3 +165,11 @@ def test_settings_reach_the_engine(finemoe):
     answer = finemoe("run", "--json", "Hello", env={"FINEMOE_PROFILE": "low"}).json
     assert (answer["kernels"], answer["completion_tokens"], answer["profile"]) == ("reference", 3, "low")
     assert answer["memory"]["slots"] == 60 * 30 // 8
+
+
+def tokens_of(model, **messages):
+    """How many tokens a conversation is by the model's own template."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    conversation = [{"role": role, "content": content} for role, content in messages.items()]
+    text = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -112,8 +112,9 @@ def test_a_swapped_expert_is_noticed(tmp_path: Path, kernels: str) -> None:
 
 @pytest.mark.parametrize("kernels", ["reference", "fast"])
 def test_the_demo_at_a_twentieth(demo_model: Path, demo_prompts: list[list[int]], kernels: str) -> None:
-    # The longest prompts take a pass over the whole model each; two of them are enough here.
-    prompts = demo_prompts[:18] if kernels == "fast" else [*demo_prompts[:16:3], demo_prompts[18]]
+    # One token, code, no Latin letters, digits, the longest: the rest is for the test of every budget.
+    prompts = [demo_prompts[number] for number in (0, 3, 6, 15, 17, 19)]
+    assert len(prompts[-1]) > 500
     _compare_budgets(demo_model, prompts, kernels, fractions=(0.05,), new_tokens=4)
 
 
@@ -125,7 +126,7 @@ def test_the_demo_at_every_budget(demo_model: Path, demo_prompts: list[list[int]
 
 
 def test_the_demo_is_transformers_bit_for_bit(demo_model: Path, demo_prompts: list[list[int]]) -> None:
-    prompts = [demo_prompts[0], demo_prompts[4], demo_prompts[17], demo_prompts[19]]
+    prompts = [demo_prompts[0], demo_prompts[4], demo_prompts[18]]
     with open_engine(demo_model, 0.125, "reference") as engine:
         ours = []
         for prompt in prompts:
