@@ -1,0 +1,118 @@
+"""Watching an engine that runs in another process: the panes, and nothing that reaches it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.containers import Container
+from textual.widgets import Footer, Static
+
+from offload.errors import BoardError
+from offload.service.board import BoardReader
+from ui.panes.column import PaneColumn
+from ui.panes.status_line import StatusLine
+from ui.source import TelemetrySource
+from ui.text import without_controls
+from ui.watch import WatchApp, look_of_settings
+from ui.widgets.themes import DEFAULT
+
+REFRESH_S = 0.25
+_FULL_COLUMNS, _FULL_ROWS = 60, 20
+
+
+class LiveSource(TelemetrySource, Protocol):
+    """A source of telemetry that can end."""
+
+    def alive(self) -> bool:
+        """Whether what is watched still lives."""
+        ...
+
+
+class MonitorApp(WatchApp):
+    """The panes over the whole terminal. It only looks; when the engine has ended, its last frame stays.
+
+    Args:
+        source: The engine's board.
+    """
+
+    CSS = """
+    #head { height: 1; padding: 0 1; background: $surface; color: $foreground; }
+    #head.-ended { background: $error; color: $background; }
+    #watched { height: 1fr; }
+    #line { display: none; padding: 0 1; }
+    .-small PaneColumn { display: none; }
+    .-small #line { display: block; }
+    """
+
+    LAYOUTS = ("full", "strip")
+
+    def __init__(self, source: LiveSource, *, ascii: bool = False, theme: str = DEFAULT) -> None:
+        super().__init__(ascii=ascii, theme=theme)
+        self._source = source
+        self.ended = False
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="head", markup=False)
+        with Container(id="watched"):
+            yield PaneColumn("full", ascii=self.ascii)
+            yield StatusLine(ascii=self.ascii, id="line")
+        yield Footer(show_command_palette=False)
+
+    def on_mount(self) -> None:
+        self.look()
+        self.set_interval(REFRESH_S, self.look)
+
+    def on_resize(self) -> None:
+        small = self.size.width < _FULL_COLUMNS or self.size.height < _FULL_ROWS
+        self.screen_stack[0].set_class(small and self.size.height < 6, "-small")
+        if small and self.panes.layout_mode == "full":
+            self.panes.layout_mode = "strip"
+
+    def look(self) -> None:
+        """Draws what is new."""
+        if self.ended:
+            return
+        try:
+            # Asked first: what was published before the end is still to be seen.
+            alive = self._source.alive()
+            new = self.history.follow(self._source)
+        except BoardError:
+            alive, new = False, False
+        self.ended = not alive
+        if new:
+            self.show()
+            line = self.screen_stack[0].query_one(StatusLine)
+            line.history = self.history
+            if line.display:
+                line.show(self.history)
+        self._say()
+
+    def _say(self) -> None:
+        head = self.screen_stack[0].query_one("#head", Static)
+        facts = self.history.facts
+        dot = " | " if self.ascii else " · "
+        words = (
+            ["waiting for the engine"]
+            if facts is None
+            else [f"finemoe {facts.command}", facts.model, facts.device, f"process {facts.pid}"]
+        )
+        if self.ended:
+            words.append("has ended; this is its last picture")
+        head.set_class(self.ended, "-ended")
+        head.update(Text(without_controls(dot.join(words)), no_wrap=True, overflow="ellipsis"))
+
+
+def run_monitor(board_path: Path) -> int:
+    """Watches the engine of a board until the user has seen enough. Returns an exit code.
+
+    Raises:
+        BoardError: There is no board at ``board_path``, or it cannot be read.
+    """
+    ascii_only, theme = look_of_settings()
+    with BoardReader(board_path) as board:
+        app = MonitorApp(board, ascii=ascii_only, theme=theme)
+        app.run()
+        return app.return_code or 0

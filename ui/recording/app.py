@@ -1,0 +1,203 @@
+"""A recording on the screen: the conversation, the panes beside it, and a bar to go to any place."""
+
+from __future__ import annotations
+
+import time
+from typing import ClassVar
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Container, VerticalScroll
+from textual.widgets import Footer, Markdown, Static
+
+from offload.service.messages import Event
+from ui.panes.column import PaneColumn
+from ui.recording.format import Said
+from ui.recording.player import ReplaySource
+from ui.recording.recording import Recording
+from ui.recording.seek_bar import SeekBar
+from ui.recording.totals import Transcript, Turn
+from ui.stats import status_line
+from ui.text import without_controls
+from ui.watch import SIDE_COLUMNS, WatchApp
+from ui.widgets.themes import DEFAULT
+
+_TICK_S = 0.1
+_FRAMES_S = 0.25
+_STEP_S = 5.0
+
+
+class TurnView(Static):
+    """One message or answer."""
+
+    DEFAULT_CSS = """
+    TurnView { height: auto; margin-bottom: 1; }
+    TurnView > .who { color: $primary; text-style: bold; }
+    TurnView.-user > .who { color: $accent; }
+    TurnView.-error > .who { color: $error; }
+    TurnView > .cost { color: $foreground 50%; }
+    TurnView > Markdown { background: transparent; margin: 0; padding: 0; }
+    """
+
+    def __init__(self, turn: Turn, ascii: bool) -> None:
+        super().__init__(classes=f"-{turn.role}")
+        self.turn = turn
+        self._ascii = ascii
+        self._shown = ""
+        self._finished = False
+
+    def compose(self) -> ComposeResult:
+        who = {"user": "you", "assistant": "model"}.get(self.turn.role, self.turn.role)
+        yield Static(who, classes="who", markup=False)
+        yield Markdown()
+        yield Static("", classes="cost", markup=False)
+
+    async def refresh_turn(self) -> None:
+        """Shows what has come since the last call."""
+        text = without_controls(self.turn.text)
+        markdown = self.query_one(Markdown)
+        if text != self._shown:
+            if text.startswith(self._shown) and self.turn.completion is None and self.turn.role == "assistant":
+                await markdown.append(text[len(self._shown) :])
+            else:
+                await markdown.update(text)
+            self._shown = text
+        if self.turn.completion is not None and not self._finished:
+            self._finished = True
+            line = status_line(self.turn.completion)
+            self.query_one(".cost", Static).update(Text(line.replace(" · ", " | ") if self._ascii else line))
+
+
+class ReplayApp(WatchApp):
+    """``finemoe replay``.
+
+    Args:
+        recording: What to play.
+        speed: One of `ui.recording.player.SPEEDS`.
+        at: Seconds from the beginning to start at.
+    """
+
+    CSS = """
+    #replayed { height: 1fr; }
+    #transcript { width: 1fr; height: 1fr; padding: 0 1; scrollbar-size-vertical: 1; }
+    .-full #transcript { display: none; }
+    SeekBar { padding: 0 1; background: $surface; }
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("space", "pause", "Pause"),
+        Binding("left", f"seek(-{_STEP_S})", "Back", key_display="←"),
+        Binding("right", f"seek({_STEP_S})", "On", key_display="→"),
+        Binding("plus,equals_sign", "speed(1)", "Faster", key_display="+"),
+        Binding("minus", "speed(-1)", "Slower", key_display="-"),
+    ]
+
+    def __init__(
+        self,
+        recording: Recording,
+        *,
+        speed: float = 1.0,
+        at: float = 0.0,
+        ascii: bool = False,
+        theme: str = DEFAULT,
+    ) -> None:
+        super().__init__(ascii=ascii, theme=theme)
+        self.transcript = Transcript()
+        self.token_text = recording.token_text if recording.texts else None
+        self.source = ReplaySource(recording, self._take, self._rewind)
+        self.source.speed = speed
+        if at:
+            self.source.seek(at)
+        self._since_frames = 0.0
+        self._clock = time.monotonic()
+
+    def compose(self) -> ComposeResult:
+        with Container(id="replayed"):
+            yield VerticalScroll(id="transcript")
+            yield PaneColumn("side", ascii=self.ascii)
+        yield SeekBar(self.source, ascii=self.ascii)
+        yield Footer(show_command_palette=False)
+
+    async def on_mount(self) -> None:
+        self.query_one("#transcript", VerticalScroll).anchor()
+        if self.size.width < SIDE_COLUMNS:
+            self.panes.layout_mode = "strip"
+        await self._draw()
+        self.set_interval(_TICK_S, self._on_time)
+
+    async def tick(self, seconds: float) -> None:
+        """So much time has passed."""
+        self.source.advance(seconds)
+        self._since_frames += seconds
+        if self._since_frames >= _FRAMES_S:
+            self._since_frames = 0.0
+            self._take_frames()
+        await self._draw_text()
+
+    async def action_pause(self) -> None:
+        """Stops, goes on, or begins again at the end."""
+        if self.source.ended:
+            await self._go(0.0)
+            self.source.paused = False
+        else:
+            self.source.paused = not self.source.paused
+        await self._draw()
+
+    async def action_seek(self, seconds: float) -> None:
+        await self._go(self.source.position + seconds)
+
+    async def on_seek_bar_sought(self, message: SeekBar.Sought) -> None:
+        await self._go(message.share * self.source.recording.seconds)
+
+    async def action_speed(self, steps: int) -> None:
+        self.source.faster(steps)
+        await self._draw()
+
+    def action_panes(self) -> None:
+        super().action_panes()
+        self.screen_stack[0].set_class(self.panes.layout_mode == "full", "-full")
+
+    async def _on_time(self) -> None:
+        now = time.monotonic()
+        passed, self._clock = now - self._clock, now
+        await self.tick(passed)
+
+    async def _go(self, position: float) -> None:
+        self.source.seek(position)
+        await self._draw()
+
+    def _take(self, what: Event | Said) -> None:
+        self.transcript.take(what)
+
+    def _rewind(self) -> None:
+        self.transcript.clear()
+        self.history.clear()
+
+    def _take_frames(self) -> None:
+        frames = self.source.new_frames()
+        for frame in frames:
+            self.history.add(frame)
+        if frames:
+            self.history.add_records(self.source.records(self.history.next_record))
+            self.show()
+
+    async def _draw(self) -> None:
+        self._take_frames()
+        await self._draw_text()
+
+    async def _draw_text(self) -> None:
+        """Brings the turns on the screen to what the transcript says."""
+        self.screen_stack[0].query_one(SeekBar).redraw()
+        scroll = self.screen_stack[0].query_one("#transcript", VerticalScroll)
+        shown = list(scroll.query(TurnView))
+        turns = self.transcript.turns
+        same = 0
+        while same < min(len(shown), len(turns)) and shown[same].turn is turns[same]:
+            same += 1
+        for view in shown[same:]:
+            await view.remove()
+        for turn in turns[same:]:
+            await scroll.mount(TurnView(turn, self.ascii))
+        for view in list(scroll.query(TurnView))[max(0, same - 1) :]:
+            await view.refresh_turn()

@@ -1,0 +1,89 @@
+"""What the screens without a chat have in common: panes, themes and keys."""
+
+from __future__ import annotations
+
+import locale
+from typing import ClassVar
+
+from textual.app import App
+from textual.binding import Binding, BindingType
+
+from offload.errors import FinemoeError
+from profiles.settings import resolve
+from ui.panes.column import LayoutMode, PaneColumn
+from ui.panes.history import FrameHistory
+from ui.panes.token_routing import TokenText
+from ui.screens.experts import ExpertsScreen
+from ui.widgets.themes import DEFAULT, THEMES
+
+SIDE_COLUMNS = 100
+"""From this width on panes are beside something, below in a strip."""
+
+
+class WatchApp(App[None]):
+    """Base of the monitor and of replay.
+
+    Args:
+        ascii: Draw with ASCII characters only.
+        theme: Name of the theme; one that is not known is the default.
+
+    Attributes:
+        history: What the panes draw.
+        token_text: Gives the text of a token, where that is known.
+    """
+
+    TITLE = "finemoe"
+    ENABLE_COMMAND_PALETTE = False
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("f2", "panes", "Panes"),
+        Binding("f3", "experts", "Experts"),
+        Binding("f5", "freeze", "Freeze"),
+        Binding("q,ctrl+q", "quit", "Quit"),
+        Binding("ctrl+c", "quit", show=False, priority=True),
+    ]
+
+    LAYOUTS: ClassVar[tuple[LayoutMode, ...]] = ("side", "full", "strip", "off")
+
+    def __init__(self, *, ascii: bool = False, theme: str = DEFAULT) -> None:
+        super().__init__()
+        self.ascii = ascii
+        self.history = FrameHistory()
+        self.token_text: TokenText | None = None
+        for known in THEMES:
+            self.register_theme(known)
+        self.theme = theme if theme in self.available_themes else DEFAULT
+
+    @property
+    def panes(self) -> PaneColumn:
+        return self.screen_stack[0].query_one(PaneColumn)
+
+    def show(self) -> None:
+        """Draws the history."""
+        self.panes.show(self.history)
+
+    def action_panes(self) -> None:
+        """The next layout."""
+        modes = self.LAYOUTS
+        self.panes.layout_mode = modes[(modes.index(self.panes.layout_mode) + 1) % len(modes)]
+
+    def action_experts(self) -> None:
+        """F3."""
+        if not isinstance(self.screen, ExpertsScreen):
+            self.push_screen(ExpertsScreen(self.history, self.token_text, ascii=self.ascii))
+
+    def action_freeze(self) -> None:
+        """Holds the panes still, or lets them go on."""
+        self.panes.freeze = not self.panes.freeze
+        self.notify("the panes are held; F5 lets them go" if self.panes.freeze else "the panes go on", timeout=2)
+
+
+def look_of_settings() -> tuple[bool, str]:
+    """Whether to draw with ASCII only, and the theme: as the settings and the locale say."""
+    try:
+        settings = resolve().settings
+    except FinemoeError:
+        ascii_setting, theme = "auto", DEFAULT
+    else:
+        ascii_setting, theme = settings.ascii, settings.theme
+    utf8 = locale.getpreferredencoding(False).lower().replace("-", "") == "utf8"
+    return ascii_setting == "on" or (ascii_setting == "auto" and not utf8), theme
