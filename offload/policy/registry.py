@@ -10,6 +10,12 @@ from offload.policy.base import Policy, Surroundings
 
 _MAKERS = {
     "demand": "offload.policy.demand:DemandLRU",
+    "lfu": "offload.policy.lfu:DecayedLFU",
+    "layer-lru": "offload.policy.layer_lru:LayerLRU",
+    "deepspeed": "offload.policy.deepspeed:DeepSpeed",
+    "mixtral-offloading": "offload.policy.mixtral_offloading:MixtralOffloading",
+    "moe-infinity": "offload.policy.moe_infinity:MoEInfinity",
+    "promoe": "offload.policy.promoe:ProMoE",
 }
 
 

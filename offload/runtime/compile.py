@@ -1,4 +1,4 @@
-"""Compiling the decode kernels, once a machine, in a process of its own.
+"""Compiling the kernels of decoding and of policies, once a machine, in a process of its own.
 
 Compiling takes about half a minute and 300 MiB that no budget should have to hold, so it happens beside the
 engine; the engine then takes the compiled code from Numba's cache folder (``NUMBA_CACHE_DIR``).
@@ -18,8 +18,9 @@ from offload.errors import EngineBroken, StorageError
 
 Progress = Callable[[str, int, int], None]
 
-_SOURCE = Path(__file__).with_name("kernels.py")
-_COMPILE = "import offload.runtime.kernels"
+_HERE = Path(__file__).parent
+_SOURCES = (_HERE / "kernels.py", _HERE.parent / "policy" / "kernels.py")
+_COMPILE = "import offload.runtime.kernels, offload.policy.kernels"
 
 
 def kernels_compiled() -> bool:
@@ -56,11 +57,10 @@ def compile_kernels(progress: Progress | None = None) -> bool:
 
 def _marker() -> Path:
     """A file that stands for one state of everything Numba's cache depends on."""
-    stat = _SOURCE.stat()
     parts = (
-        str(_SOURCE),
-        _SOURCE.read_text(encoding="utf-8"),
-        str(stat.st_mtime_ns),
+        *(str(source) for source in _SOURCES),
+        *(source.read_text(encoding="utf-8") for source in _SOURCES),
+        *(str(source.stat().st_mtime_ns) for source in _SOURCES),
         sys.version,
         version("numba"),
         version("llvmlite"),
@@ -68,7 +68,7 @@ def _marker() -> Path:
     )
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     folder = os.environ.get("NUMBA_CACHE_DIR")
-    base = Path(folder) if folder else _SOURCE.parent / "__pycache__"
+    base = Path(folder) if folder else _HERE / "__pycache__"
     return base / f"finemoe-kernels-{digest}"
 
 
