@@ -65,6 +65,16 @@ def sessions_file() -> Path:
     return data_dir() / "sessions.db"
 
 
+def knowledge_dir() -> Path:
+    """What policies have learnt about models, one folder each."""
+    return data_dir() / "knowledge"
+
+
+def recordings_dir() -> Path:
+    """Recordings of chats."""
+    return data_dir() / "recordings"
+
+
 def embedders_dir() -> Path:
     """Models that turn text into vectors, one folder each."""
     return cache_dir() / "embedders"

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,9 +19,8 @@ from textual.widget import Widget
 
 from offload.errors import DamagedFile, FinemoeError, StorageError
 from offload.telemetry.probes import HostProbe
-from offload.telemetry.snapshot import MemoryUse
 from ui.chat.commands import Commands
-from ui.chat.keymap import ALL_KEYS, APP_KEYS, CHAT_KEYS, MESSAGE_KEYS, PROMPT_KEYS, effective, parse_keymap
+from ui.chat.keymap import APP_KEYS, CHAT_KEYS, MESSAGE_KEYS, PROMPT_KEYS, effective, key_names, parse_keymap
 from ui.chat.setup import ChatSetup
 from ui.screens.ask import Confirm
 from ui.screens.chat import ChatScreen
@@ -204,11 +203,6 @@ class ChatApp(App[None]):
             path.unlink(missing_ok=True)
         prompt.focus()
 
-    def memory(self) -> tuple[MemoryUse | None, int]:
-        """The engine's memory, and how many experts its model has; None and 0 while it is not known."""
-        frame = self.chat.telemetry.frame
-        return (frame.memory, frame.facts.layers * frame.facts.experts) if frame else (None, 0)
-
     @staticmethod
     def machine_bytes() -> int | None:
         """What a process may take on this machine."""
@@ -216,9 +210,16 @@ class ChatApp(App[None]):
         sizes = [size for size in (host.total_bytes, host.limit_bytes) if size]
         return min(sizes) if sizes else None
 
-    def get_key_names(self) -> Iterable[str]:
-        """Names that a keymap can use."""
-        return [key.id for key in ALL_KEYS]
+    def get_key_display(self, binding: Binding) -> str:
+        """Keys as the footer writes them: ``F1``, ``^O``, ``C``."""
+        if binding.key_display:
+            return binding.key_display
+        *modifiers, last = binding.key.split("+")
+        if modifiers == ["ctrl"] and len(last) == 1:
+            return f"^{last.upper()}"
+        if modifiers == ["shift"] and len(last) == 1:
+            return last.upper()
+        return key_names(binding.key)
 
 
 def _is_utf8() -> bool:

@@ -91,6 +91,8 @@ class Commands:
             ),
             Command("policy", "[NAME]", "show or change how experts are chosen", lambda: POLICIES),
             Command("reset-stats", "", "put all counters to zero"),
+            Command("record", "[FILE]", "record the telemetry and what is said; again to end it"),
+            Command("replay", "[FILE]", "show a recording in the panes; without a file what is live again"),
             Command("export", "[FILE]", "write the session to a file: .md, or .json with every branch"),
             Command("copy", "[code]", "copy the last reply, or only its code", lambda: ("code",)),
             Command("regen", "", "answer once more; the old reply stays"),

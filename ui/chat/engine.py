@@ -50,6 +50,7 @@ class EngineDriver:
         make_link: Makes an engine's process.
         on_change: Told whenever something about it changed.
         on_gone: Told why the process ended, if nobody asked it to.
+        on_event: Told everything that the engine says.
 
     Attributes:
         state: What it is doing.
@@ -58,7 +59,13 @@ class EngineDriver:
         budget_bytes / slots / profile / policy: What holds now.
     """
 
-    def __init__(self, make_link: MakeLink, on_change: Callable[[], None], on_gone: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        make_link: MakeLink,
+        on_change: Callable[[], None],
+        on_gone: Callable[[str], None],
+        on_event: Callable[[Event], None],
+    ) -> None:
         self.state = State.OFF
         self.ready: Ready | None = None
         self.progress: tuple[str, int, int] | None = None
@@ -67,6 +74,7 @@ class EngineDriver:
         self._make_link = make_link
         self._on_change = on_change
         self._on_gone = on_gone
+        self._on_event = on_event
         self._link: EngineLink | None = None
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._reply: tuple[int, Reply] | None = None
@@ -183,6 +191,8 @@ class EngineDriver:
     def _take(self, link: EngineLink, event: Event | Gone) -> None:
         if link is not self._link:
             return
+        if not isinstance(event, Gone):
+            self._on_event(event)
         match event:
             case Progress():
                 self.progress = (event.stage, event.done, event.total)

@@ -52,6 +52,7 @@ class Answering:
         if conversation.model != self._screen.room.model:
             conversation.set_model(self._screen.room.model)
         message = conversation.say(text)
+        self._screen.telemetry.said("user", text)
         await self._screen.transcript.add(UserTurn(message, conversation.siblings(message.id)))
         self.begin()
 
@@ -120,7 +121,6 @@ class Answering:
     ) -> None:
         self._turn = None
         conversation, transcript = self._screen.conversation, self._screen.transcript
-        self._worker = None
         if text or stats:
             if self._message is None:
                 self._begin_message()
@@ -134,9 +134,10 @@ class Answering:
             await turn.finish(None, (1, 1), "")
         if error is not None and self._screen.room.driver.state is not State.GONE and not self._screen.room.failed:
             self._screen.tell(error, action="try again")
-        self._screen.refresh_state()
+        self._worker = None
         queued, self.queued = self.queued, ""
-        if (queued and reason == "stop") or (queued and reason == "length"):
+        self._screen.refresh_state()
+        if queued and reason in ("stop", "length"):
             await self.send(queued)
         elif queued:
             self._screen.give_back(queued)

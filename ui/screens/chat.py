@@ -58,6 +58,7 @@ class ChatScreen(Screen[None]):
         self.HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (80, "-normal"), (120, "-wide")]
         self.setup = setup
         self.conversation = Conversation(store, self._unsaved, saved=saved)
+        self.telemetry = Telemetry(self, setup)
         self.room = EngineRoom(self, setup)
         self.answering = Answering(self)
         self.transcript = Transcript(self.conversation.siblings, Welcome())
@@ -67,7 +68,6 @@ class ChatScreen(Screen[None]):
         self._bar = StatusBar()
         self._completions = Completions()
         self._queue = Static("", id="queued", markup=False)
-        self.telemetry = Telemetry(self, setup)
         self._editing: Message | None = None
         self._left = False
 
@@ -97,6 +97,8 @@ class ChatScreen(Screen[None]):
     async def _start(self) -> None:
         self.room.start()
         await self.telemetry.start(self.query_one("#body"))
+        if self.setup.record is not None:
+            await self.runner.run(self.commands["record"], str(self.setup.record))
 
     def on_resize(self) -> None:
         self.telemetry.fit()
@@ -111,6 +113,8 @@ class ChatScreen(Screen[None]):
         label = room.profile or str(room.budget)
         size = format_bytes(driver.budget_bytes) if driver.ready else ""
         facts = [room.model, f"{label} {size}".strip()]
+        if self.telemetry.recorder is not None:
+            facts.insert(0, "recording")
         if driver.ready:
             facts += [driver.ready.kernels, driver.ready.device]
         if not self.conversation.saved:
@@ -125,7 +129,10 @@ class ChatScreen(Screen[None]):
 
     def opened(self, ready: Ready) -> None:
         """An engine is open."""
-        self.telemetry.watch(ready.board)
+        try:
+            self.telemetry.watch(ready.board)
+        except FinemoeError as error:
+            self.tell(error)
         self.refresh_state()
 
     def engine_gone(self, reason: str) -> None:
@@ -275,8 +282,11 @@ class ChatScreen(Screen[None]):
     def action_freeze(self) -> None:
         self.telemetry.freeze()
 
+    async def action_record(self) -> None:
+        await self.runner.run(self.commands["record"], "")
+
     def action_experts(self) -> None:
-        self.telemetry.show_experts(self.room.folder)
+        self.telemetry.show_experts()
 
     def action_editor(self) -> None:
         self.chat_app.edit_in_editor(self.prompt)

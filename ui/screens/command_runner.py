@@ -54,9 +54,8 @@ class CommandRunner:
     def choose_profile(self) -> None:
         """F4."""
         screen, room = self._screen, self._screen.room
-        memory, experts = screen.chat_app.memory()
-        machine = screen.chat_app.machine_bytes()
-        offers = [offer(profile, memory, experts, machine) for profile in list_profiles().profiles]
+        frame, machine = screen.telemetry.frame, screen.chat_app.machine_bytes()
+        offers = [offer(profile, frame, machine) for profile in list_profiles().profiles]
         holding = f"now: {room.profile or room.budget.describe()}"
 
         def chosen(name: str | None) -> None:
@@ -144,6 +143,12 @@ class CommandRunner:
     async def do_reset_stats(self, argument: str) -> None:
         await self._screen.room.driver.reset_stats()
         await self._screen.say("all counters are at zero")
+
+    async def do_record(self, argument: str) -> None:
+        await self._screen.say(self._screen.telemetry.record(Path(argument).expanduser() if argument else None))
+
+    async def do_replay(self, argument: str) -> None:
+        await self._screen.say(self._screen.telemetry.replay(Path(argument).expanduser() if argument else None))
 
     async def do_export(self, argument: str) -> None:
         conversation = self._screen.conversation

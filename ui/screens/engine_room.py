@@ -40,7 +40,7 @@ class EngineRoom:
         self.policy = settings.policy
         self.folder: Path | None = None
         self.failed: FinemoeError | None = None
-        self.driver = EngineDriver(setup.make_link, screen.refresh_state, self._gone)
+        self.driver = EngineDriver(setup.make_link, screen.refresh_state, self._gone, screen.telemetry.event)
         self._screen = screen
         self._setup = setup
         self._settled = asyncio.Event()

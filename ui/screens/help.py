@@ -7,8 +7,7 @@ from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical, VerticalScroll
-from textual.content import Content
+from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
@@ -25,13 +24,17 @@ class HelpScreen(ModalScreen[None]):
         self._groups = groups
 
     def compose(self) -> ComposeResult:
-        with Vertical(classes="dialog wide"):
+        with Vertical(classes="dialog wide tall"):
             with VerticalScroll(id="help"):
                 for title, rows in self._groups:
                     yield Static(title, classes="title", markup=False)
-                    width = max((len(name) for name, _ in rows), default=0)
+                    width = max((len(name) for name, _ in rows), default=0) + 2
                     for name, about in rows:
-                        yield Static(Content.assemble((name.ljust(width + 2), "$primary"), about), classes="row")
+                        with Horizontal(classes="row"):
+                            names = Static(name, classes="name", markup=False)
+                            names.styles.width = min(width, 24)
+                            yield names
+                            yield Static(about, markup=False)
             yield Static("Esc: back · up and down: scroll", classes="keys", markup=False)
 
     def on_mount(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from textual.command import DiscoveryHit, Hit, Hits, Provider
+from textual.content import Content
 
 from ui.chat.commands import Command
 from ui.screens.command_runner import CommandRunner
@@ -21,7 +22,7 @@ class ChatCommands(Provider):
         """Every command, without anything being typed."""
         for command, line, run in self._entries():
             if line == command.usage:
-                yield DiscoveryHit(line, run, line, command.about)
+                yield DiscoveryHit(Content(line), run, line, command.about)
 
     async def search(self, query: str) -> Hits:
         """Those that fit."""

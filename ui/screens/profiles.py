@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -14,10 +14,12 @@ from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
-from offload.telemetry.snapshot import MemoryUse
 from offload.units import format_bytes
 from profiles.budget import Budget
 from profiles.store import Profile
+
+if TYPE_CHECKING:
+    from offload.telemetry.frame import Frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class Offer:
 
     Attributes:
         name: Its name.
-        budget: In words.
+        budget: As it is given.
         takes: Bytes it would take; None where that is not known.
         slots: Experts resident at once; None where that is not known.
         problem: Why it does not fit, in a few words; empty if it does, or if nobody knows yet.
@@ -41,19 +43,18 @@ class Offer:
     about: str
 
 
-def offer(profile: Profile, memory: MemoryUse | None, experts: int, machine_bytes: int | None) -> Offer:
+def offer(profile: Profile, frame: Frame | None, machine_bytes: int | None) -> Offer:
     """What ``profile`` would be for the model that is open.
 
     Args:
-        memory: The engine's plan; None while there is none.
-        experts: All of the model's routed experts.
+        frame: The engine's latest; None while there is none.
         machine_bytes: What a process may take here.
     """
-    budget = profile.budget.describe()
-    if memory is None:
+    budget = str(profile.budget)
+    if frame is None:
         return Offer(profile.name, budget, None, None, "", profile.description)
-    takes, slots = _plan(profile.budget, memory, experts)
-    smallest, _ = _plan(Budget(experts_fraction=0.0), memory, experts)
+    takes, slots = _plan(profile.budget, frame)
+    smallest, _ = _plan(Budget(experts_fraction=0.0), frame)
     problem = ""
     if takes < smallest:
         problem = f"too small: {format_bytes(smallest)} is the least"
@@ -62,17 +63,15 @@ def offer(profile: Profile, memory: MemoryUse | None, experts: int, machine_byte
     return Offer(profile.name, budget, takes, slots, problem, profile.description)
 
 
-def _plan(budget: Budget, memory: MemoryUse, experts: int) -> tuple[int, int]:
+def _plan(budget: Budget, frame: Frame) -> tuple[int, int]:
     """Bytes and slots, by the engine's own arithmetic (`offload.memory.budget`)."""
-    fixed = memory.budget_bytes - memory.arena_bytes
-    fixed = min(
-        fixed,
-        memory.base_bytes + memory.dense_bytes + memory.kv_bytes + memory.workspace_bytes + memory.staging_bytes,
-    )
+    memory, facts = frame.memory, frame.facts
+    parts = (memory.base_bytes, memory.dense_bytes, memory.kv_bytes, memory.workspace_bytes, memory.staging_bytes)
+    fixed, experts = sum(parts), facts.layers * facts.experts
     if budget.total_bytes is not None:
         return budget.total_bytes, max(min((budget.total_bytes - fixed) // memory.slot_bytes, experts), 0)
     assert budget.experts_fraction is not None
-    slots = round(budget.experts_fraction * experts)
+    slots = max(min(2 * facts.top_k, experts), round(budget.experts_fraction * experts))
     return fixed + slots * memory.slot_bytes, slots
 
 
@@ -115,8 +114,8 @@ class ProfilesScreen(ModalScreen[str | None]):
         width = max(len(other.name) for other in self._offers)
         takes = format_bytes(one.takes) if one.takes is not None else ""
         slots = f"{one.slots:,} experts" if one.slots is not None else ""
-        numbers = f"{one.budget:<24} {takes:>9}  {slots}"
+        numbers = f"{one.budget:<8} {takes:>9}  {slots:<15}"
         verdict = (one.problem, "$error") if one.problem else (("fits", "$success") if takes else ("", ""))
         return Content.assemble(
-            (f"{mark} {one.name.ljust(width)}  ", "bold"), (numbers, "$text-muted"), "  ", verdict
+            (f"{mark} {one.name.ljust(width)}  ", "bold"), (numbers, "$foreground 60%"), verdict
         )

@@ -222,7 +222,7 @@ class SessionsScreen(ModalScreen[Chosen | None]):
         count = f"{row.messages} {'message' if row.messages == 1 else 'messages'}"
         facts = " · ".join(part for part in (when(row.updated), count, row.model) if part)
         title = without_controls(row.title) or "without a title"
-        return Content.assemble((f"{mark}{title}", "bold"), (f"  {without_controls(facts)}", "$text-muted"))
+        return Content.assemble((f"{mark}{title}", "bold"), (f"  {without_controls(facts)}", "$foreground 60%"))
 
     def _say(self, text: str) -> None:
         self.query_one("#problem", Static).update(text)

@@ -1,22 +1,29 @@
-"""Telemetry beside the chat: which panes are shown, and where their numbers come from."""
+"""Telemetry beside the chat: which panes are shown, where their numbers come from, and what records them."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
-from offload.errors import BoardError
+from offload.errors import BoardError, FinemoeError
+from profiles.paths import ensure_folder, recordings_dir
 from ui.chat.setup import ChatSetup
+from ui.chat.token_texts import TokenTexts
 
 if TYPE_CHECKING:
     from textual.timer import Timer
     from textual.widget import Widget
 
+    from offload.service.messages import Event
     from offload.telemetry.frame import Frame
     from ui.panes.column import LayoutMode, PaneColumn
     from ui.panes.history import FrameHistory
     from ui.panes.status_line import StatusLine
+    from ui.recording.player import ReplaySource
+    from ui.recording.recorder import Recorder
     from ui.screens.chat import ChatScreen
     from ui.source import TelemetrySource
 
@@ -26,22 +33,25 @@ SIDE_COLUMNS, STRIP_COLUMNS = 120, 80
 
 
 class Telemetry:
-    """Polls a source and shows it.
+    """Polls a source, shows it, and writes it down.
 
     What draws needs numpy, so it is imported after the chat's first picture.
 
     Attributes:
         layout: ``auto``, or one of the panes' layouts.
+        recorder: What is being recorded; None if nothing is.
     """
 
     def __init__(self, screen: ChatScreen, setup: ChatSetup) -> None:
         self.layout = setup.resolved.settings.layout
+        self.recorder: Recorder | None = None
         self._screen = screen
         self._setup = setup
         self._panes: PaneColumn | None = None
         self._line: StatusLine | None = None
         self._history: FrameHistory | None = None
         self._live: TelemetrySource | None = None
+        self._replay: tuple[ReplaySource, FrameHistory] | None = None
         self._timer: Timer | None = None
         self._texts: TokenTexts | None = None
 
@@ -69,25 +79,38 @@ class Telemetry:
         self.poll()
 
     def poll(self) -> None:
-        """Takes what is new, and shows it if anybody can see it."""
+        """Takes what is new, writes it down, and shows it if anybody can see it."""
+        if self._replay is not None:
+            source, history = self._replay
+            source.advance(REFRESH_S)
+            for frame in source.new_frames():
+                history.add(frame)
+            history.add_records(source.records(history.next_record))
+            self.show()
         if self._live is None or self._history is None:
             return
         try:
             new = self._history.follow(self._live)
+            if new and self.recorder is not None and self._history.latest is not None:
+                self.recorder.frame(self._history.latest)
+                self.recorder.records(self._history.records)
         except BoardError:
             return  # The engine has ended; that is told elsewhere.
-        if new:
+        except FinemoeError as error:
+            self._recording_failed(error)
+        if new and self._replay is None:
             self.show()
 
     def show(self) -> None:
         """Shows the history in what is on the screen."""
-        if self._history is None or self._panes is None or self._line is None:
+        history = self._replay[1] if self._replay is not None else self._history
+        if history is None or self._panes is None or self._line is None:
             return
         if self._panes.layout_mode != "off":
-            self._panes.show(self._history)
+            self._panes.show(history)
         if self._line.display:
-            self._line.history = self._history
-            self._line.show(self._history)
+            self._line.history = history
+            self._line.show(history)
 
     def fit(self) -> None:
         """Chooses what there is room for, unless the user has chosen."""
@@ -113,16 +136,15 @@ class Telemetry:
         self.layout = layout
         self.fit()
 
-    def show_experts(self, folder: Path | None) -> None:
-        """F3: every expert, and the routing of each token; ``folder`` is the model's, for the text of tokens."""
-        if self._history is None:
+    def show_experts(self) -> None:
+        """F3: every expert, and the routing of each token."""
+        history = self._replay[1] if self._replay is not None else self._history
+        if history is None:
             return
         from ui.screens.experts import ExpertsScreen
 
-        self._texts = self._texts if self._texts and self._texts.folder == folder else TokenTexts(folder)
-        self._screen.run_worker(self._texts.load(), group="tokens", exclusive=True)
-        screen = ExpertsScreen(self._history, self._texts, ascii=self._setup.ascii_only)
-        self._screen.app.push_screen(screen)
+        texts = self._replay[0].recording.token_text if self._replay is not None else self._token_texts()
+        self._screen.app.push_screen(ExpertsScreen(history, texts, ascii=self._setup.ascii_only))
 
     def freeze(self) -> None:
         """Holds the pictures still, or lets them go on."""
@@ -130,38 +152,95 @@ class Telemetry:
             self._panes.freeze = not self._panes.freeze
             self._screen.notify("the panes are held; F5 lets them go" if self._panes.freeze else "the panes go on")
 
+    # Recordings.
+
+    def record(self, path: Path | None) -> str:
+        """Begins a recording, or ends the one that goes on; a line that says so.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        if self.recorder is not None and path is None:
+            return self._end_recording()
+        if self.recorder is not None:
+            self._end_recording()
+        from ui.recording.recorder import SUFFIX, Recorder
+
+        if path is None:
+            name = datetime.now().strftime("chat-%Y%m%d-%H%M%S")
+            path = ensure_folder(recordings_dir()) / f"{name}{SUFFIX}"
+        conversation = self._screen.conversation
+        self.recorder = Recorder(path, conversation.title)
+        self._token_texts()
+        for message in conversation.branch:
+            self.recorder.said(message.role, message.content)
+        if self.frame is not None:
+            self.recorder.frame(self.frame)
+        return f"recording into {path}"
+
+    def said(self, role: str, text: str) -> None:
+        """A message of the conversation, for the recording."""
+        self._enter(lambda recorder: recorder.said(role, text))
+
+    def event(self, event: Event) -> None:
+        """Something that the engine said, for the recording."""
+        self._enter(lambda recorder: recorder.event(event))
+
+    def replay(self, path: Path | None) -> str:
+        """Shows a recording in the place of what is live, or without one, what is live again.
+
+        Raises:
+            FinemoeError: It cannot be read.
+        """
+        if path is None:
+            if self._replay is None:
+                return "nothing is replayed; give a recording"
+            self._replay = None
+            self.show()
+            return "the panes show what is live again"
+        from ui.panes.history import FrameHistory
+        from ui.recording.player import ReplaySource
+        from ui.recording.recording import Recording
+
+        recording = Recording.open(path)
+        self._replay = (ReplaySource(recording), FrameHistory())
+        self.poll()
+        return f"the panes show {path.name}, {recording.seconds:.0f} s; /replay shows what is live again"
+
     def close(self) -> None:
-        """No more polling."""
+        """No more polling; a recording is ended."""
         if self._timer is not None:
             self._timer.stop()
+        if self.recorder is not None:
+            try:
+                self.poll()
+                self._end_recording()
+            except FinemoeError:
+                pass  # There is nobody to tell any more.
 
+    def _enter(self, write: Callable[[Recorder], None]) -> None:
+        if self.recorder is not None:
+            try:
+                write(self.recorder)
+            except FinemoeError as error:
+                self._recording_failed(error)
 
-class TokenTexts:
-    """The text of a model's tokens, from its tokenizer, which is loaded beside everything else.
+    def _end_recording(self) -> str:
+        recorder, self.recorder = self.recorder, None
+        assert recorder is not None
+        if self._texts is not None and self._history is not None:
+            recorder.token_texts(self._texts.of(record.token_id for record in self._history.records))
+        recorder.close()
+        return f"recorded {recorder.seconds:.0f} s into {recorder.path}"
 
-    Attributes:
-        folder: The model's; None for one that is not known.
-    """
+    def _recording_failed(self, error: FinemoeError) -> None:
+        if self.recorder is not None:
+            self.recorder = None
+            self._screen.tell(error)
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-        self._tokenizer: Any = None
-
-    async def load(self) -> None:
-        """Loads the tokenizer, once; without one there is no text."""
-        path = self.folder / "tokenizer.json" if self.folder is not None else None
-        if self._tokenizer is None and path is not None and path.is_file():
-            self._tokenizer = await asyncio.to_thread(_tokenizer, path)
-
-    def __call__(self, token_id: int) -> str | None:
-        """The text of a token; None where that is not known."""
-        return str(self._tokenizer.decode([token_id])) if self._tokenizer is not None else None
-
-
-def _tokenizer(path: Path) -> Any:
-    from tokenizers import Tokenizer
-
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception:  # The library raises nothing more exact; numbers do in the place of text.
-        return None
+    def _token_texts(self) -> TokenTexts:
+        folder = self._screen.room.folder
+        if self._texts is None or self._texts.folder != folder:
+            self._texts = TokenTexts(folder)
+            self._screen.run_worker(asyncio.to_thread(self._texts.load), group="tokens")
+        return self._texts

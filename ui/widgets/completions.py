@@ -32,7 +32,8 @@ class Completions(OptionList, can_focus=False):
         self.clear_options()
         width = max((len(one.shown) for one in found), default=0)
         self.add_options(
-            Option(Content.assemble(one.shown.ljust(width), ("   " + one.about, "$text-muted"))) for one in found
+            Option(Content.assemble(one.shown.ljust(width), ("   " + one.about, "$foreground 60%")))
+            for one in found
         )
         self.highlighted = 0 if found else None
 

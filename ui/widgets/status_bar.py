@@ -32,7 +32,7 @@ class StatusBar(Widget, can_focus=False):
 
     def render(self) -> Content:
         width = self.size.width - 2
-        style = {"ready": "$success", "busy": "$accent", "bad": "$error"}.get(self._kind, "$text-muted")
+        style = {"ready": "$success", "busy": "$accent", "bad": "$error"}.get(self._kind, "$foreground 60%")
         facts = list(self._facts)
         while facts and self._right_width(facts) > width * 2 // 3:
             facts.pop()
@@ -43,7 +43,7 @@ class StatusBar(Widget, can_focus=False):
             " ",
             (set_cell_size(title, left), "bold"),
             "  ",
-            (" · ".join(facts), "$text-muted"),
+            (" · ".join(facts), "$foreground 60%"),
             "  " if facts else "",
             (f"● {self._doing} ", style),
         ]

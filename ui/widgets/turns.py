@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import ClassVar
 
@@ -130,6 +131,8 @@ class ReplyTurn(Turn):
         self._pieces: list[str] = []
         self._new: list[str] = []
         self._stream: MarkdownStream | None = None
+        self._drawing = asyncio.Lock()
+        self._done = message is not None
         self._begun = time.monotonic()
         self._first_text = 0.0
 
@@ -156,11 +159,18 @@ class ReplyTurn(Turn):
 
     async def drain(self, tokens: int, note: str) -> str:
         """Shows what came since last time, and returns it."""
-        text, self._new = "".join(self._new), []
-        if text:
-            if self._stream is None:
-                self._stream = Markdown.get_stream(self.query_one(ReplyMarkdown))
-            await self._stream.write(without_controls(text))
+        async with self._drawing:
+            if self._done or not self.is_mounted:
+                return ""
+            text, self._new = "".join(self._new), []
+            if text:
+                if self._stream is None:
+                    self._stream = Markdown.get_stream(self.query_one(ReplyMarkdown))
+                await self._stream.write(without_controls(text))
+            self._show_speed(tokens, note)
+            return text
+
+    def _show_speed(self, tokens: int, note: str) -> None:
         now = time.monotonic()
         if not self._pieces:
             self._show_status(f"{self._waiting} · {now - self._begun:.0f} s" if self._waiting else "")
@@ -168,18 +178,19 @@ class ReplyTurn(Turn):
             elapsed = now - self._first_text
             speed = f" · {(tokens - 1) / elapsed:.1f} tok/s" if tokens > 1 and elapsed > 0.5 else ""
             self._show_status(f"{tokens} tok{speed}{note}")
-        return text
 
     async def finish(self, message: Message | None, versions: tuple[int, int], text: str) -> None:
         """It is whole; with no message it ended before a word of it came."""
-        self.message, self.versions = message, versions
-        if self._stream is not None:
-            stream, self._stream = self._stream, None
-            await stream.stop()
-        self._pieces, self._new = [], []
-        await self.query_one(ReplyMarkdown).update(without_controls(text))
-        self._waiting = "" if message else "stopped before the first word"
-        self._show_status(self._status_of_message())
+        async with self._drawing:
+            self._done = True
+            self.message, self.versions = message, versions
+            if self._stream is not None:
+                stream, self._stream = self._stream, None
+                await stream.stop()
+            self._pieces, self._new = [], []
+            await self.query_one(ReplyMarkdown).update(without_controls(text))
+            self._waiting = "" if message else "stopped before the first word"
+            self._show_status(self._status_of_message())
 
     def _show_status(self, text: str) -> None:
         self.query_one(".status", Static).update(text)
@@ -204,7 +215,7 @@ class Notice(Static, can_focus=True):
         action: What Enter and R do on it, in a word; empty for nothing.
     """
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter,r", "take", "Do it", id="notice")]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter,r", "take", "Do it", show=False)]
 
     class Taken(Event):
         """Its key was pressed."""
