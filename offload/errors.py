@@ -25,6 +25,7 @@ how; the engine never prints.
     ├── ExpertReadError        an expert's bytes could not be read while generating
     ├── BoardError             the counters of a running engine cannot be read
     ├── TraceError             a recorded trace cannot be used
+    ├── KnowledgeError         what was learnt about a model cannot be used
     └── EngineBroken           the engine was closed, or met an error that it cannot go on after
 """
 
@@ -127,6 +128,10 @@ class BoardError(FinemoeError):
 
 class TraceError(FinemoeError):
     """A recorded trace cannot be used: no trace, a damaged one, one of a newer version or of another model."""
+
+
+class KnowledgeError(FinemoeError):
+    """What was learnt about a model cannot be used: a damaged file, one of a newer version or of another model."""
 
 
 class EngineBroken(FinemoeError):

@@ -16,6 +16,7 @@ _MAKERS = {
     "mixtral-offloading": "offload.policy.mixtral_offloading:MixtralOffloading",
     "moe-infinity": "offload.policy.moe_infinity:MoEInfinity",
     "promoe": "offload.policy.promoe:ProMoE",
+    "finemoe": "offload.policy.finemoe:FineMoE",
 }
 
 
