@@ -156,13 +156,16 @@ def test_a_leftover_that_is_no_pack_at_all(folder, whole):
 
 def test_two_at_once_write_one(folder, whole):
     path = folder / PACK_NAME
-    first = start(folder, path, pause=0.1)
+    first = start(folder, path, pause=0.05)
     assert first.stdout.readline().startswith("pack ")
+    first.send_signal(signal.SIGSTOP)  # until the second is there, however busy the machine
     second = start(folder, path)
+    said = second.stdout.readline()
+    first.send_signal(signal.SIGCONT)
     outputs = [child.communicate()[0].splitlines() for child in (first, second)]
     assert [child.returncode for child in (first, second)] == [0, 0]
     assert [lines[-1] for lines in outputs] == ["written 0", "there 0"]
-    assert outputs[1][0].startswith("wait ")
+    assert said.startswith("wait ")
     assert path.read_bytes() == whole
 
 
