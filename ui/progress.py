@@ -67,6 +67,8 @@ _STAGES = {
     "compile": "compiling the kernels",
     "pack": "packing the experts",
     "verify": "checking the experts",
+    "record": "recording",
+    "export": "writing the table",
     "load": "loading the model",
     "calibrate": "measuring the disk",
 }

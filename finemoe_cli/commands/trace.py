@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Sequence
 from enum import StrEnum
@@ -18,6 +19,7 @@ from finemoe_cli.models import ensure_model
 from finemoe_cli.output import Output
 from finemoe_cli.signals import interrupts
 from offload.errors import ConfigError
+from offload.files import storage_errors
 from offload.models.spec import read_spec
 from offload.units import format_bytes
 from profiles.environment import prepare_process
@@ -171,6 +173,8 @@ def record(
     )
     if out.exists() and not force:
         raise ConfigError(f"{out} is there already", "choose another name, or say --force")
+    with storage_errors("the trace", out), tempfile.TemporaryFile(dir=out.parent):
+        pass  # Before the model is opened, which takes its time.
     conversations = _conversations(prompts, dataset, limit, output)
     folder = ensure_model(resolved.settings.model, output)
     read_spec(folder)  # What cannot be run is said before torch is imported.

@@ -228,7 +228,9 @@ def _planes(array: NDArray[Any]) -> list[bytes]:
 
 
 def _compressed(plane: bytes) -> bytes:
-    small = zlib.compress(plane, level=1)
+    # Of noise there are no repetitions to be found: only the numbers' frequencies are used, and runs of equal ones.
+    deflate = zlib.compressobj(level=1, strategy=zlib.Z_RLE)
+    small = deflate.compress(plane) + deflate.flush()
     return small if len(small) <= _WORTH * len(plane) else plane
 
 
