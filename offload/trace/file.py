@@ -1,204 +1,49 @@
-"""Trace files: one file of blocks, to which requests are appended, and which is read request by request.
+"""Reading a trace file, request by request. `offload.trace.writer` writes it, ``docs/traces.md`` has the format.
 
-``docs/traces.md`` has the format. A file that was not finished, because the program was ended or the disk was full,
-opens with the requests that are complete.
+A file that was not finished, because the program was ended or the disk was full, opens with the requests that are
+complete.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import struct
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from offload.errors import TraceError
-from offload.files import storage_errors, sync_folder
-from offload.telemetry.counters import Phase
-from offload.trace.codec import (
-    BadPayload,
-    facts_of,
-    pack_request,
-    pack_routers,
-    unpack_request,
-    unpack_routers,
+from offload.trace.blocks import (
+    BLOCK,
+    HEADER,
+    INDEX,
+    MAGIC,
+    REQUEST,
+    ROUTERS,
+    START,
+    TRAILER,
+    TRAILER_MAGIC,
+    VERSION,
+    CutOff,
+    TraceEntry,
+    TraceHeader,
+    entry_of,
+    read_all,
+    read_header,
 )
+from offload.trace.codec import BadPayload, facts_of, unpack_request, unpack_routers
 from offload.trace.records import TraceModel, TraceRequest
+from offload.trace.writer import TraceWriter
 
-VERSION = 1
-MAGIC = b"finemoe trace\r\n\0"
+__all__ = ["Trace", "TraceEntry", "TraceHeader", "TraceWriter"]
+
 CACHE_BYTES = 256 << 20
 """Decoded requests that a reader keeps."""
 
-_START = struct.Struct("<16sII")  # magic, version, CRC-32 of both
-_BLOCK = struct.Struct("<4sIQI")  # kind, CRC-32 of the payload, its bytes, CRC-32 of this header so far
-_TRAILER = struct.Struct("<8sQI")  # magic, offset of the index, CRC-32 of the trailer so far
-_TRAILER_MAGIC = b"fm index"
-_HEADER, _ROUTERS, _REQUEST, _INDEX = b"HEAD", b"ROUT", b"REQU", b"INDX"
 _AGAIN = "record it again"
-
-
-@dataclass(frozen=True, slots=True)
-class TraceHeader:
-    """How a trace was recorded. Empty, 0 or None: not known.
-
-    Attributes:
-        created: When, as ISO 8601 in UTC.
-        finemoe: Version that recorded it.
-        policy: Which experts stayed and which were read ahead.
-        profile: Name of the memory budget.
-        budget_bytes: The memory budget.
-        slots: Experts that could be resident.
-        device / kernels: What computed.
-        read_s: Time the link needed for one expert when the engine was opened, seconds.
-        residuals / prompt_residuals: Whether residual streams of decoded tokens and of prompts were kept.
-        dataset: Where the prompts came from.
-        sampling: How tokens were chosen, by the names of `offload.Sampling`.
-    """
-
-    created: str = ""
-    finemoe: str = ""
-    policy: str = ""
-    profile: str = ""
-    budget_bytes: int = 0
-    slots: int = 0
-    device: str = ""
-    kernels: str = ""
-    read_s: float = 0.0
-    residuals: bool = False
-    prompt_residuals: bool = False
-    dataset: str = ""
-    sampling: Mapping[str, float | None] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class TraceEntry:
-    """What the index says of one request.
-
-    Attributes:
-        offset / nbytes: Of its block in the file.
-        prompt_tokens: Computed for the prompt; those of an earlier turn are not among them.
-        decoded_tokens: Passes of single decoded tokens.
-    """
-
-    name: str
-    offset: int
-    nbytes: int
-    prompt_tokens: int
-    decoded_tokens: int
-
-
-class TraceWriter:
-    """Appends requests to a new trace. Each one is on its way to the disk when `append` returns."""
-
-    def __init__(self, path: Path, descriptor: int, model: TraceModel) -> None:
-        self.path = path
-        self.entries: list[TraceEntry] = []
-        self._model = model
-        self._descriptor = descriptor
-        self._end = 0
-
-    @classmethod
-    def create(cls, path: Path, model: TraceModel, header: TraceHeader, *, replace: bool = False) -> TraceWriter:
-        """Begin a trace at `path`.
-
-        Args:
-            replace: Put it in the place of a file that is there; who reads that one goes on reading it.
-
-        Raises:
-            TraceError: There is a file at `path`.
-            StorageError: It cannot be written.
-        """
-        with storage_errors("the trace", path):
-            if replace:
-                path.unlink(missing_ok=True)
-            try:
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-            except FileExistsError:
-                raise TraceError(f"{path} is there already", "choose another name, or say --force") from None
-            writer = cls(path, descriptor, model)
-            try:
-                writer._write(_sealed(MAGIC + struct.pack("<I", VERSION)))
-                writer._write(_block(_HEADER, _header_payload(model, header)))
-                if model.routers is not None:
-                    writer._write(_block(_ROUTERS, pack_routers(model.routers)))
-            except BaseException:
-                os.close(descriptor)
-                path.unlink(missing_ok=True)
-                raise
-        return writer
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if value is None:
-            self.close()
-            return
-        try:
-            self.close()
-        except Exception:
-            pass  # What went wrong first is what counts; the file is readable without its index.
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the file so far."""
-        return self._end
-
-    def append(self, request: TraceRequest) -> None:
-        """Write one request.
-
-        Raises:
-            StorageError: It could not be written; those before it are in the file.
-        """
-        payload = pack_request(request, self._model)
-        entry = _entry(facts_of(memoryview(payload)), self._end, _BLOCK.size + len(payload))
-        try:
-            with storage_errors("the trace", self.path):
-                self._write(_block(_REQUEST, payload))
-        except BaseException:
-            self._cut()
-            raise
-        self.entries.append(entry)
-
-    def close(self) -> None:
-        """Write the index and bring everything to the disk. May be called twice.
-
-        Raises:
-            StorageError: The index could not be written; the trace can be read without.
-        """
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor < 0:
-            return
-        index = json.dumps({"requests": [asdict(entry) for entry in self.entries]}, separators=(",", ":"))
-        trailer = _sealed(_TRAILER_MAGIC + struct.pack("<Q", self._end))
-        data = _block(_INDEX, zlib.compress(index.encode())) + trailer
-        try:
-            with storage_errors("the trace", self.path):
-                os.ftruncate(descriptor, self._end)  # An interrupted `append` may have left something.
-                _write_all(descriptor, data, self._end)
-                os.fsync(descriptor)
-                sync_folder(self.path.parent)
-        finally:
-            os.close(descriptor)
-
-    def _write(self, data: bytes) -> None:
-        _write_all(self._descriptor, data, self._end)
-        self._end += len(data)
-
-    def _cut(self) -> None:
-        """Back to the last complete request; this gives space back where there is none."""
-        try:
-            os.ftruncate(self._descriptor, self._end)
-        except OSError:
-            pass  # A reader finds the end of what is complete by itself.
 
 
 class Trace:
@@ -288,7 +133,7 @@ class Trace:
         entry = self.entries[number]
         try:
             kind, payload = self._block(entry.offset)
-            if kind != _REQUEST:
+            if kind != REQUEST:
                 raise BadPayload("it is no request")
             request = unpack_request(payload, self.model)
         except (BadPayload, OSError) as error:
@@ -321,12 +166,12 @@ class Trace:
 
     def _read_front(self) -> tuple[TraceModel, TraceHeader, int]:
         """Model, header, and where the first block behind them begins."""
-        start = os.pread(self._descriptor, _START.size, 0)
+        start = os.pread(self._descriptor, START.size, 0)
         if start[: len(MAGIC)] != MAGIC[: len(start)]:
             raise TraceError(f"{self.path} is not a trace", "finemoe trace record makes one")
-        if len(start) < _START.size:
+        if len(start) < START.size:
             raise TraceError(f"{self.path} is cut off before its first request", _AGAIN)
-        _, version, checksum = _START.unpack(start)
+        _, version, checksum = START.unpack(start)
         if checksum != zlib.crc32(start[:-4]):
             raise TraceError(f"{self.path} is damaged before its first request", _AGAIN)
         if version > VERSION:
@@ -335,20 +180,20 @@ class Trace:
                 "use the finemoe that recorded it, or a newer one",
             )
         try:
-            kind, payload = self._block(_START.size)
-            if kind != _HEADER:
+            kind, payload = self._block(START.size)
+            if kind != HEADER:
                 raise BadPayload("it has no header")
-            facts, header, has_routers = _read_header(payload)
-            at = _START.size + _BLOCK.size + len(payload)
+            facts, header, has_routers = read_header(payload)
+            at = START.size + BLOCK.size + len(payload)
             routers = None
             if has_routers:
                 kind, payload = self._block(at)
-                if kind != _ROUTERS:
+                if kind != ROUTERS:
                     raise BadPayload("it has no routers")
                 routers = unpack_routers(payload)
-                at += _BLOCK.size + len(payload)
+                at += BLOCK.size + len(payload)
             return TraceModel(**facts, routers=routers), header, at
-        except _CutOff as error:
+        except CutOff as error:
             raise TraceError(f"{self.path} is cut off before its first request", _AGAIN) from error
         except BadPayload as error:
             raise TraceError(f"{self.path} is damaged before its first request: {error}", _AGAIN) from error
@@ -364,15 +209,15 @@ class Trace:
         try:
             while at < self._size:
                 kind, payload = self._block(at)
-                if kind == _INDEX:
+                if kind == INDEX:
                     break
-                if kind != _REQUEST:
+                if kind != REQUEST:
                     raise BadPayload("there is a block of an unknown kind")
-                entry = _entry(facts_of(payload), at, _BLOCK.size + len(payload))
+                entry = entry_of(facts_of(payload), at, BLOCK.size + len(payload))
                 yield entry
                 count += 1
                 at += entry.nbytes
-        except _CutOff:
+        except CutOff:
             pass
         except BadPayload as error:
             self.warning = f"{self.path} is damaged after {_requests(count)}, what follows is left out: {error}"
@@ -380,15 +225,15 @@ class Trace:
         self.warning = f"{self.path} was not finished; it has {_requests(count)} that are complete"
 
     def _index(self, first: int) -> list[TraceEntry]:
-        at = self._size - _TRAILER.size
+        at = self._size - TRAILER.size
         if at < first:
             raise BadPayload("there is no index")
-        data = os.pread(self._descriptor, _TRAILER.size, at)
-        magic, offset, checksum = _TRAILER.unpack(data)
-        if magic != _TRAILER_MAGIC or checksum != zlib.crc32(data[:-4]):
+        data = os.pread(self._descriptor, TRAILER.size, at)
+        magic, offset, checksum = TRAILER.unpack(data)
+        if magic != TRAILER_MAGIC or checksum != zlib.crc32(data[:-4]):
             raise BadPayload("there is no index")
         kind, payload = self._block(offset)
-        if kind != _INDEX:
+        if kind != INDEX:
             raise BadPayload("there is no index")
         try:
             return [TraceEntry(**entry) for entry in json.loads(zlib.decompress(payload))["requests"]]
@@ -399,84 +244,21 @@ class Trace:
         """Kind and payload of the block at `offset`.
 
         Raises:
-            BadPayload: It is damaged; `_CutOff` if the file ends in it.
+            BadPayload: It is damaged; `CutOff` if the file ends in it.
         """
-        data = os.pread(self._descriptor, _BLOCK.size, offset)
-        if len(data) < _BLOCK.size:
-            raise _CutOff("the file ends")
-        kind, checksum, length, own = _BLOCK.unpack(data)
+        data = os.pread(self._descriptor, BLOCK.size, offset)
+        if len(data) < BLOCK.size:
+            raise CutOff("the file ends")
+        kind, checksum, length, own = BLOCK.unpack(data)
         if own != zlib.crc32(data[:-4]):
             raise BadPayload("a block's header does not have its checksum")
-        begin = offset + _BLOCK.size
+        begin = offset + BLOCK.size
         if begin + length > self._size:
-            raise _CutOff("the file ends")
-        payload = _read_all(self._descriptor, length, begin)
+            raise CutOff("the file ends")
+        payload = read_all(self._descriptor, length, begin)
         if zlib.crc32(payload) != checksum:
             raise BadPayload("a block does not have its checksum")
         return kind, memoryview(payload)
-
-
-class _CutOff(BadPayload):
-    """The file ends in the middle of a block."""
-
-
-def _block(kind: bytes, payload: bytes) -> bytes:
-    return _sealed(struct.pack("<4sIQ", kind, zlib.crc32(payload), len(payload))) + payload
-
-
-def _sealed(data: bytes) -> bytes:
-    """`data` with its CRC-32 behind it."""
-    return data + struct.pack("<I", zlib.crc32(data))
-
-
-def _header_payload(model: TraceModel, header: TraceHeader) -> bytes:
-    known = {each.name: getattr(model, each.name) for each in fields(TraceModel) if each.name != "routers"}
-    facts = {"model": known, "routers": model.routers is not None, "recorded": asdict(header)}
-    return json.dumps(facts).encode()
-
-
-def _read_header(payload: memoryview) -> tuple[dict[str, Any], TraceHeader, bool]:
-    """The model's facts but its routers, the header, and whether there are routers."""
-    try:
-        facts = json.loads(bytes(payload))
-        model = {each.name: facts["model"][each.name] for each in fields(TraceModel) if each.name != "routers"}
-        names = {each.name for each in fields(TraceHeader)}
-        recorded = {name: value for name, value in facts["recorded"].items() if name in names}
-        return model, TraceHeader(**recorded), bool(facts["routers"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadPayload(str(error)) from error
-
-
-def _entry(facts: Mapping[str, Any], offset: int, nbytes: int) -> TraceEntry:
-    try:
-        phases = list(zip(facts["phase"], facts["tokens"], strict=True))
-        return TraceEntry(
-            name=facts["name"],
-            offset=offset,
-            nbytes=nbytes,
-            prompt_tokens=sum(tokens for phase, tokens in phases if phase == Phase.PREFILL),
-            decoded_tokens=sum(tokens for phase, tokens in phases if phase == Phase.DECODE),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadPayload(str(error)) from error
-
-
-def _write_all(descriptor: int, data: bytes, offset: int) -> None:
-    left = memoryview(data)
-    while left:
-        done = os.pwrite(descriptor, left, offset)
-        left, offset = left[done:], offset + done
-
-
-def _read_all(descriptor: int, length: int, offset: int) -> bytes:
-    pieces = []
-    while length:
-        piece = os.pread(descriptor, length, offset)
-        if not piece:
-            raise _CutOff("the file ends")
-        pieces.append(piece)
-        length, offset = length - len(piece), offset + len(piece)
-    return b"".join(pieces)
 
 
 def _nbytes(request: TraceRequest) -> int:

@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 
 from finemoe_cli import trace_export
+from finemoe_cli.commands import trace as command
+from finemoe_cli.datasets.sample import load_sample
+from finemoe_cli.output import Output
 from offload.errors import ConfigError
 from offload.telemetry.counters import Phase
 from offload.trace.file import Trace, TraceHeader
@@ -131,6 +134,11 @@ def test_wrong_usage(finemoe, tiny, tmp_path, arguments, code, said):
     assert done.code == code
     assert done.error.startswith(said)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("dataset", [None, "sample"])
+def test_without_a_file_it_is_the_sample(dataset):
+    assert command._conversations(None, dataset, 2, Output()) == load_sample(2)
 
 
 def test_what_cannot_be_written_is_said_before_the_model_is_opened(finemoe, tiny, recorded, tmp_path):

@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offload.errors import StorageError, TraceError
-from offload.trace import file as trace_file
+from offload.trace import writer as trace_writer
+from offload.trace.blocks import MAGIC, VERSION
 from offload.trace.codec import BadPayload, pack_request, unpack_request
-from offload.trace.file import MAGIC, Trace, TraceHeader, TraceWriter
+from offload.trace.file import Trace, TraceHeader, TraceWriter
 from offload.trace.records import TraceModel, TraceRequest
 from tests.support.traces import assert_same_request, models, random_model, random_request, requests
 
@@ -166,7 +167,7 @@ def test_not_a_trace(tmp_path: Path) -> None:
 
 
 def test_a_newer_version(whole: Path, tmp_path: Path) -> None:
-    start = MAGIC + struct.pack("<I", trace_file.VERSION + 1)
+    start = MAGIC + struct.pack("<I", VERSION + 1)
     path = tmp_path / "newer.trace"
     path.write_bytes(start + struct.pack("<I", zlib.crc32(start)) + b"whatever comes then")
     assert refusal(path) == f"{path} has version 2 of the format, and this finemoe knows 1"
@@ -180,10 +181,10 @@ def test_another_model(whole: Path) -> None:
 
 
 def test_facts_that_a_later_finemoe_adds_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = trace_file._header_payload
+    ours = trace_writer.header_payload
     monkeypatch.setattr(
-        trace_file,
-        "_header_payload",
+        trace_writer,
+        "header_payload",
         lambda *given: ours(*given).replace(b'"recorded": {', b'"recorded": {"mood": 3, '),
     )
     Trace.write(tmp_path / "t", MODEL, HEADER, REQUESTS)
@@ -252,7 +253,7 @@ def test_no_room_for_the_front_leaves_nothing(tmp_path: Path) -> None:
 
 def test_an_interruption_in_mid_write_costs_one_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "stopped.trace"
-    write_all = trace_file._write_all
+    write_all = trace_writer.write_all
 
     def interrupted(descriptor: int, data: bytes, offset: int) -> None:
         write_all(descriptor, data[: len(data) // 2], offset)
@@ -261,7 +262,7 @@ def test_an_interruption_in_mid_write_costs_one_request(tmp_path: Path, monkeypa
     with pytest.raises(KeyboardInterrupt), TraceWriter.create(path, MODEL, HEADER) as writer:
         writer.append(REQUESTS[0])
         with monkeypatch.context() as patched:
-            patched.setattr(trace_file, "_write_all", interrupted)
+            patched.setattr(trace_writer, "write_all", interrupted)
             writer.append(REQUESTS[1])
     with Trace.open(path) as trace:
         assert (len(trace), trace.warning) == (1, "")
