@@ -20,7 +20,8 @@ from ui.watch import WatchApp, look_of_settings
 from ui.widgets.themes import DEFAULT
 
 REFRESH_S = 0.25
-_FULL_COLUMNS, _FULL_ROWS = 60, 20
+_SMALL_ROWS = 12
+"""Below, there is one line."""
 
 
 class LiveSource(TelemetrySource, Protocol):
@@ -66,10 +67,7 @@ class MonitorApp(WatchApp):
         self.set_interval(REFRESH_S, self.look)
 
     def on_resize(self) -> None:
-        small = self.size.width < _FULL_COLUMNS or self.size.height < _FULL_ROWS
-        self.screen_stack[0].set_class(small and self.size.height < 6, "-small")
-        if small and self.panes.layout_mode == "full":
-            self.panes.layout_mode = "strip"
+        self.screen_stack[0].set_class(self.size.height < _SMALL_ROWS, "-small")
 
     def look(self) -> None:
         """Draws what is new."""

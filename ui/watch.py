@@ -38,8 +38,8 @@ class WatchApp(App[None]):
         Binding("f2", "panes", "Panes"),
         Binding("f3", "experts", "Experts"),
         Binding("f5", "freeze", "Freeze"),
-        Binding("q,ctrl+q", "quit", "Quit"),
-        Binding("ctrl+c", "quit", show=False, priority=True),
+        Binding("q", "quit", "Quit"),
+        Binding("ctrl+q,ctrl+c", "quit", show=False, priority=True),
     ]
 
     LAYOUTS: ClassVar[tuple[LayoutMode, ...]] = ("side", "full", "strip", "off")

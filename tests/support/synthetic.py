@@ -1,9 +1,9 @@
 """An engine that computes nothing but keeps honest books: frames, token records and events for tests of what draws.
 
-Every number follows from one simulation: experts are chosen with a Zipf law that drifts, slots are evicted by last use,
-predictions are right with a fixed chance and late with another, a missed read takes time, and all counts are counts of
-just that. So totals, records and frames agree with each other as a real engine's do. The same arguments give the same
-engine; its clock is its own.
+Every number follows from one simulation: experts are chosen with a Zipf law that drifts, slots are evicted by last
+use, predictions are right with a fixed chance and late with another, a missed read takes time, and all counts are
+counts of just that. So totals, records and frames agree with each other as a real engine's do. The same arguments
+give the same engine; its clock is its own.
 """
 
 from __future__ import annotations
@@ -242,8 +242,9 @@ class SyntheticEngine:
             self._evict(busy, phase)
 
     def _evict(self, busy: set[int], phase: int) -> None:
-        candidates = [int(e) for e in np.flatnonzero(self.state == RESIDENT) if int(e) not in busy]
-        victim = min(candidates, key=lambda expert: float(self._last_use[expert]))
+        evictable = self.state == RESIDENT
+        evictable[list(busy)] = False
+        victim = int(np.argmin(np.where(evictable, self._last_use, np.inf)))
         if self.fresh[victim]:
             self.wasted[phase] += self.facts.slot_bytes
         self.state[victim], self.fresh[victim] = ABSENT, 0

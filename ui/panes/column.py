@@ -24,8 +24,11 @@ from ui.panes.traffic import Traffic
 
 LayoutMode = Literal["off", "strip", "side", "full"]
 
-_NARROW = 64
-"""Columns below which the full layout is one column."""
+_WIDE = 90
+"""Columns from which the full layout has two columns."""
+
+_HIGH = 36
+"""Rows from which one column has room for all panes; below, the last three are the strip's lines."""
 
 
 class PaneColumn(Widget):
@@ -42,7 +45,7 @@ class PaneColumn(Widget):
     PaneColumn {
         display: none;
         background: $background;
-        & > Strip { display: none; }
+        & > Strip { display: none; dock: bottom; height: 3; }
         & > .panes { height: 1fr; width: 1fr; padding: 0 1; }
         & > .panes > Pane { margin-bottom: 1; }
         &.-strip { display: block; dock: bottom; height: 3; width: 100%; padding: 0 1; }
@@ -53,7 +56,9 @@ class PaneColumn(Widget):
         &.-full.-wide { layout: horizontal; }
         &.-full.-wide > #panes-map { width: 3fr; }
         &.-full.-wide > #panes-rest { width: 2fr; }
-        &.-side > #panes-rest, &.-full > #panes-rest { height: auto; }
+        & > #panes-rest { height: auto; }
+        &.-brief > #panes-rest { display: none; }
+        &.-brief > Strip { display: block; padding: 0 1; }
         &.-full.-wide > #panes-rest { height: 1fr; }
         &.-full.-wide Speed { height: 2fr; max-height: 12; min-height: 5; }
         &.-full.-wide Traffic { height: 3fr; max-height: 20; min-height: 6; }
@@ -104,6 +109,7 @@ class PaneColumn(Widget):
     def watch_layout_mode(self, mode: LayoutMode) -> None:
         for name in self.MODES:
             self.set_class(name == mode, f"-{name}")
+        self._fit()
         if self._history is not None:
             self._show(self._history)
 
@@ -113,7 +119,14 @@ class PaneColumn(Widget):
             self._show(self._live.frozen() if freeze else self._live)
 
     def on_resize(self) -> None:
-        self.set_class(self.size.width >= _NARROW, "-wide")
+        self._fit()
+
+    def _fit(self) -> None:
+        """What there is room for."""
+        full = self.layout_mode == "full"
+        self.set_class(self.size.width >= _WIDE, "-wide")
+        low = self.size.height < _HIGH and self.layout_mode in ("side", "full")
+        self.set_class(low and not (full and self.size.width >= _WIDE), "-brief")
 
     def _ask_oracle(self, history: FrameHistory) -> None:
         """When a reply is over, a thread works out what an oracle would have hit."""

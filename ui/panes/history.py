@@ -369,7 +369,8 @@ def _scalars(frame: Frame) -> NDArray[np.float64]:
 
 def _was_reset(last: Frame, frame: Frame) -> bool:
     return bool(
-        np.any(_scalars(frame) < _scalars(last))
+        any(mark.kind == "reset" and mark not in last.marks for mark in frame.marks)
+        or np.any(_scalars(frame) < _scalars(last))
         or np.any(frame.uses < last.uses)
         or np.any(frame.misses < last.misses)
         or np.any(frame.tally < last.tally)

@@ -93,7 +93,7 @@ class LayerBars(Pane):
             words = f"{layer}: {percent(float(rates[layer]))}"
             stall = float(window.stall_ns[Phase.DECODE][layer]) / 1e6 / window.tokens if window.tokens else 0.0
             cost = f" {stall:.1f} ms" if stall >= 0.05 else ""
-            if sum(len(piece.text) for piece in line) + len(words) + len(cost) + 8 > width:
+            if sum(len(piece.text) for piece in line) + len(words) + len(cost) + (2 if line else 6) > width:
                 break
             line += [self.piece("worst " if not line else "  ", "dim"), self.piece(words), self.piece(cost, "dim")]
         if not line and total.any():

@@ -75,17 +75,17 @@ class Pane(Widget):
     DEFAULT_CSS = """
     Pane {
         height: auto;
-        & > .pane--resident { color: #4fa3f7; }
-        & > .pane--prefetched { color: #2fd0a5; }
-        & > .pane--late { color: #f5c84c; }
-        & > .pane--missed { color: #f4603c; }
+        & > .pane--resident { color: #3f8cf0; }
+        & > .pane--prefetched { color: #45dfb0; }
+        & > .pane--late { color: #ffd75e; }
+        & > .pane--missed { color: #f4502c; }
         & > .pane--absent { color: #8a93a6; }
         & > .pane--title { color: $text; text-style: bold; }
         & > .pane--rule { color: $foreground 18%; }
         & > .pane--text { color: $foreground 75%; }
         & > .pane--value { color: $foreground; text-style: bold; }
         & > .pane--dim { color: $foreground 50%; }
-        & > .pane--warn { color: #f4603c; text-style: bold; }
+        & > .pane--warn { color: #f4502c; text-style: bold; }
         & > .pane--mark { color: #e08ae0; }
         & > .pane--oracle { color: #e08ae0; }
         & > .pane--dense { color: #a98be8; }
@@ -93,10 +93,10 @@ class Pane(Widget):
         & > .pane--work { color: #8fa0b8; }
         & > .pane--base { color: #5d6b82; }
         & > .pane--free { color: $foreground 18%; }
-        &:light > .pane--resident { color: #1468c4; }
-        &:light > .pane--prefetched { color: #00896c; }
-        &:light > .pane--late { color: #c98a00; }
-        &:light > .pane--missed { color: #cc3311; }
+        &:light > .pane--resident { color: #0f4fae; }
+        &:light > .pane--prefetched { color: #14a882; }
+        &:light > .pane--late { color: #d99f1a; }
+        &:light > .pane--missed { color: #c02a08; }
         &:light > .pane--absent { color: #8a93a6; }
         &:light > .pane--rule { color: $foreground 25%; }
         &:light > .pane--dim { color: $foreground 60%; }

@@ -36,8 +36,10 @@ class TurnView(Static):
     TurnView > .who { color: $primary; text-style: bold; }
     TurnView.-user > .who { color: $accent; }
     TurnView.-error > .who { color: $error; }
-    TurnView > .cost { color: $foreground 50%; }
+    TurnView > .cost { color: $foreground 50%; display: none; }
+    TurnView.-finished > .cost { display: block; }
     TurnView > Markdown { background: transparent; margin: 0; padding: 0; }
+    TurnView > Markdown > *:last-child { margin-bottom: 0; }
     """
 
     def __init__(self, turn: Turn, ascii: bool) -> None:
@@ -65,8 +67,22 @@ class TurnView(Static):
             self._shown = text
         if self.turn.completion is not None and not self._finished:
             self._finished = True
+            self.add_class("-finished")
             line = status_line(self.turn.completion)
             self.query_one(".cost", Static).update(Text(line.replace(" · ", " | ") if self._ascii else line))
+
+
+class Conversation(VerticalScroll, inherit_bindings=False):
+    """The turns. It leaves the arrows to the left and right to the recording."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up", "scroll_up", "Up", show=False),
+        Binding("down", "scroll_down", "Down", show=False),
+        Binding("pageup", "page_up", "Page up", show=False),
+        Binding("pagedown", "page_down", "Page down", show=False),
+        Binding("home", "scroll_home", "Top", show=False),
+        Binding("end", "scroll_end", "Bottom", show=False),
+    ]
 
 
 class ReplayApp(WatchApp):
@@ -114,13 +130,12 @@ class ReplayApp(WatchApp):
 
     def compose(self) -> ComposeResult:
         with Container(id="replayed"):
-            yield VerticalScroll(id="transcript")
+            yield Conversation(id="transcript")
             yield PaneColumn("side", ascii=self.ascii)
         yield SeekBar(self.source, ascii=self.ascii)
         yield Footer(show_command_palette=False)
 
     async def on_mount(self) -> None:
-        self.query_one("#transcript", VerticalScroll).anchor()
         if self.size.width < SIDE_COLUMNS:
             self.panes.layout_mode = "strip"
         await self._draw()
@@ -192,6 +207,7 @@ class ReplayApp(WatchApp):
         scroll = self.screen_stack[0].query_one("#transcript", VerticalScroll)
         shown = list(scroll.query(TurnView))
         turns = self.transcript.turns
+        at_end = scroll.max_scroll_y - scroll.scroll_y <= 1
         same = 0
         while same < min(len(shown), len(turns)) and shown[same].turn is turns[same]:
             same += 1
@@ -201,3 +217,5 @@ class ReplayApp(WatchApp):
             await scroll.mount(TurnView(turn, self.ascii))
         for view in list(scroll.query(TurnView))[max(0, same - 1) :]:
             await view.refresh_turn()
+        if at_end:
+            scroll.scroll_end(animate=False)

@@ -12,7 +12,7 @@ from ui.recording.totals import clock
 
 
 class SeekBar(Pane):
-    """``▶ 1x  0:12 ━━━━━━●────────── 1:45``; a click goes there."""
+    """``playing 1x  0:12 ━━━━━━●────────── 1:45``; a click goes there."""
 
     DEFAULT_CSS = """
     SeekBar { height: 1; }
@@ -37,13 +37,8 @@ class SeekBar(Pane):
         source = self._source
         plain = self.look is Look.ASCII
         full, rest, knob = ("=", "-", "O") if plain else ("━", "─", "●")
-        if source.ended:
-            sign = "end" if plain else "■"
-        elif source.paused:
-            sign = "||" if plain else "⏸"
-        else:
-            sign = ">" if plain else "▶"
-        head = f"{sign:<2} {source.speed:g}x  {clock(source.position)} "
+        state = "ended" if source.ended else "paused" if source.paused else "playing"
+        head = f"{state:<7} {source.speed:g}x  {clock(source.position)} "
         tail = f" {clock(source.recording.seconds)}"
         columns = max(1, width - len(head) - len(tail))
         self._bar = (len(head), columns)
