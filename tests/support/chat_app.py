@@ -164,7 +164,7 @@ class RunChat:
         async def run() -> None:
             app = ChatApp(made)
             app.animation_level = "none"
-            async with app.run_test(size=size) as pilot:
+            async with app.run_test(size=size, notifications=True) as pilot:
                 chat = Chat(app, pilot, script, self.database, telemetry)
                 await chat.until(lambda: any(isinstance(one, ChatScreen) for one in app.screen_stack) or not ready)
                 if ready:

@@ -1,7 +1,7 @@
 """One session as the chat sees it: the branch that is shown, and the reply that is being written.
 
 It goes on whatever happens to the store: where that cannot be written, the branch moves into memory, and whoever
-shows the chat is told once.
+shows the chat is told once. A session that was deleted under it is made anew.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from offload.errors import FinemoeError, StorageError
+from offload.errors import FinemoeError, NotFound, StorageError
 from ui.engine_link import Conversation as Messages
 from ui.sessions import Message, Session, SessionStore
 
@@ -172,19 +172,24 @@ class Conversation:
 
     def _keep(self, work: Callable[[], T]) -> T:
         try:
-            return work()
+            try:
+                return work()
+            except NotFound:  # Another process deleted the session. Who goes on with it wants it kept.
+                self._move_into(self.store)
+                return work()
         except StorageError as error:
             if not self.saved:
                 raise
-            self._move_into_memory()
+            self.saved = False
+            known = [*self._renamed, *(message.id for message in self.branch)]
+            self._move_into(SessionStore.in_memory(after=max(known, default=0)))
             self._on_unsaved(error)
             return work()
 
-    def _move_into_memory(self) -> None:
-        """Copies the branch into a store in memory. Other branches cannot be read any more, and stay behind."""
+    def _move_into(self, store: SessionStore) -> None:
+        """Copies the branch into a session of ``store``; other branches cannot be read any more."""
         before, branch = self.session, self.branch
-        self.saved = False
-        self.store = SessionStore.in_memory()
+        self.store = store
         self.session, self.branch = None, []
         if before is None:
             return

@@ -205,11 +205,14 @@ class SessionsScreen(ModalScreen[Chosen | None]):
         self._say("Enter opens what is highlighted" if found else "there is nothing to search")
 
     def _show(self, rows: list[Session | Hit]) -> None:
+        before = self._row
         self._rows = rows
         options = self.query_one(OptionList)
         options.clear_options()
         options.add_options(Option(self._line(row)) for row in rows)
-        options.highlighted = 0 if rows else None
+        # A session that was renamed stays the one that is meant.
+        same = [n for n, row in enumerate(rows) if _key(row) == _key(before)]
+        options.highlighted = (same[0] if same else 0) if rows else None
 
     def _line(self, row: Session | Hit) -> Content:
         if isinstance(row, Hit):
@@ -226,6 +229,12 @@ class SessionsScreen(ModalScreen[Chosen | None]):
 
     def _say(self, text: str) -> None:
         self.query_one("#problem", Static).update(text)
+
+
+def _key(row: Session | Hit | None) -> tuple[int, int]:
+    if row is None:
+        return (0, 0)
+    return (row.session.id, row.message.id) if isinstance(row, Hit) else (row.id, 0)
 
 
 def when(seconds: float) -> str:

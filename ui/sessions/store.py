@@ -79,9 +79,17 @@ class SessionStore:
         return store
 
     @classmethod
-    def in_memory(cls) -> SessionStore:
-        """An empty store that ends with the process: for conversations that nobody wants kept."""
-        return cls(Database(None, 0))
+    def in_memory(cls, after: int = 0) -> SessionStore:
+        """An empty store that ends with the process: for conversations that nobody wants kept, or can keep.
+
+        Args:
+            after: The ids of its messages are greater, so that none of another store's means one of its own.
+        """
+        store = cls(Database(None, 0))
+        if after:
+            with store._database.writing() as connection:
+                connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('messages', ?)", (after,))
+        return store
 
     @staticmethod
     def set_aside(path: Path) -> Path:

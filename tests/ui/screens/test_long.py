@@ -1,0 +1,94 @@
+"""Much of everything: messages, tokens, pasted text."""
+
+from __future__ import annotations
+
+from textual.events import Paste
+from textual.widgets import Static
+
+from tests.support.scripted_engine import Script
+from ui.sessions import SessionStore
+from ui.widgets.transcript import AT_FIRST, AT_MOST, AT_ONCE
+
+
+def fill(path, messages):
+    """A session of so many messages."""
+    with SessionStore.open(path) as store:
+        session = store.create(model="demo")
+        parent = None
+        for number in range(messages):
+            role = "user" if number % 2 == 0 else "assistant"
+            reason = None if role == "user" else "stop"
+            parent = store.add(session.id, parent, role, f"message {number}", reason).id
+
+
+def test_only_the_end_of_a_long_conversation_is_widgets(run_chat):
+    async def flow(chat):
+        await chat.sees("message 499")
+        earlier = chat.screen.query_one("#earlier", Static)
+        assert str(earlier.render()) == f"{500 - AT_FIRST} earlier messages above"
+        assert len(chat.turns) == AT_FIRST
+        await chat.pilot.press("pageup", "pageup", "pageup", "pageup", "pageup")
+        await chat.until(lambda: len(chat.turns) >= AT_FIRST + AT_ONCE)
+        assert chat.turns[-1][1] == "message 499"
+        before = [text for _, text in chat.turns]
+        assert before == [f"message {number}" for number in range(500 - len(before), 500)]
+        await chat.pilot.press("ctrl+end")
+        for number in range(2):
+            await chat.ask(f"more {number}")
+        assert len(chat.turns) <= AT_MOST + 2
+        (messages, _), _ = chat.script.told_of("chat")
+        assert len(messages) == 501
+
+    fill(run_chat.database, 500)
+    run_chat(flow, Script(context=100_000), resume=True)
+
+
+def test_going_up_message_by_message_goes_on_into_what_was_not_there(run_chat):
+    async def flow(chat):
+        for _ in range(AT_FIRST + 3):
+            await chat.pilot.press("ctrl+up")
+        await chat.until(lambda: getattr(chat.app.focused, "text", "") == f"message {40 - AT_FIRST - 3}")
+
+    fill(run_chat.database, 40)
+    run_chat(flow, resume=True)
+
+
+def test_what_does_not_fit_is_left_out_and_it_is_said_which(run_chat):
+    async def flow(chat):
+        await chat.ask("And now?")
+        await chat.sees("turns are left out of this reply, up to “message")
+        assert any(turn.has_class("-left-out") for turn in chat.screen.transcript.turns)
+        ((messages, _),) = chat.script.told_of("chat")
+        assert messages[-1]["content"] == "And now?"
+        assert sum(4 + len(message["content"].split()) for message in messages) < 100
+        await chat.send("word " * 200)
+        await chat.sees("the message is too long", "try again")
+
+    fill(run_chat.database, 40)
+    run_chat(flow, Script(context=100), resume=True, flags={"max_new_tokens": "20"})
+
+
+def test_a_long_reply_and_a_long_paste(run_chat):
+    words = [f"word{number} " if number % 10 else f"\n\nparagraph {number}: " for number in range(4000)]
+    paste = "x" * 999 + "\n"
+
+    async def flow(chat):
+        chat.app.post_message(Paste(paste * 1000))
+        await chat.until(lambda: chat.screen.prompt.text)
+        assert chat.screen.prompt.text == "[pasted 1: 977 KiB, 1,001 lines]"
+        await chat.pilot.press("o", "k")
+        await chat.pilot.press("enter")
+        await chat.until(lambda: chat.script.told_of("chat"))
+        await chat.sees("1,000,0")
+        for _ in range(40):
+            chat.script.engine.say(100)
+            await chat.pilot.pause()
+        await chat.idle()
+        assert chat.turns[-1][1] == "".join(words)
+        await chat.sees("word3999", "4000 tok")
+        chat.app.post_message(Paste("short"))
+        await chat.until(lambda: chat.screen.prompt.text == "short")
+
+    script = run_chat(flow, Script([words], held=True, context=1_000_000))
+    ((messages, _),) = script.told_of("chat")
+    assert messages[0]["content"] == (paste * 1000 + "ok").strip()
