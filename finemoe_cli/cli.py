@@ -6,7 +6,20 @@ from typing import Annotated
 
 import typer
 
-from finemoe_cli.commands import chat, config, doctor, models, pack, plan, profiles, pull, run, sessions, trace
+from finemoe_cli.commands import (
+    chat,
+    config,
+    doctor,
+    maps,
+    models,
+    pack,
+    plan,
+    profiles,
+    pull,
+    run,
+    sessions,
+    trace,
+)
 from finemoe_cli.exit_codes import MEANINGS
 from finemoe_cli.output import Output
 
@@ -39,6 +52,7 @@ app.command()(doctor.doctor)
 app.add_typer(models.app, name="models")
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(trace.app, name="trace")
+app.add_typer(maps.app, name="maps")
 app.add_typer(profiles.app, name="profiles")
 app.add_typer(config.app, name="config")
 

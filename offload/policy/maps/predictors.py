@@ -192,7 +192,7 @@ class ByHitCounts:
         self._request = 0
         self._expected: NDArray[np.float32] | None = None
         self._next = 0
-        self.note = "hit counts of 0 requests"
+        self.note = "hit counts; past requests: 0"
 
     def begin_pass(self, forward: ForwardPass) -> None:
         """See `Predictor`."""
@@ -230,7 +230,7 @@ class ByHitCounts:
         if counts.any():
             self._past.append(counts * inverse(np.sqrt(counts @ counts)))
             del self._past[: -self._capacity]
-            self.note = f"hit counts of {len(self._past):,} requests"
+            self.note = f"hit counts; past requests: {len(self._past):,}"
         self._counts[:] = 0
 
 
