@@ -18,6 +18,7 @@ from finemoe_cli.commands import (
     pull,
     run,
     sessions,
+    top,
     trace,
 )
 from finemoe_cli.exit_codes import MEANINGS
@@ -45,6 +46,7 @@ app = typer.Typer(
 )
 app.command(epilog=chat.EPILOG)(chat.chat)
 app.command(epilog=run.EPILOG)(run.run)
+app.command(epilog=top.EPILOG)(top.top)
 app.command()(pull.pull)
 app.command()(pack.pack)
 app.command(epilog=plan.EPILOG)(plan.plan)

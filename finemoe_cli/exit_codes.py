@@ -23,7 +23,7 @@ MEANINGS = {
     ExitCode.OK: "success, also when a reader such as head closed the pipe early",
     ExitCode.FAILURE: "failure",
     ExitCode.USAGE: "wrong usage: an option, a setting or a profile that cannot be used",
-    ExitCode.NOT_FOUND: "the model, the profile or the session does not exist",
+    ExitCode.NOT_FOUND: "the model, the profile, the session or the process to watch does not exist",
     ExitCode.DOES_NOT_FIT: "the model does not fit into the budget, or the budget into the machine",
     ExitCode.GATE_FAILED: "an evaluation did not reach what it had to",
     ExitCode.INTERRUPTED: "interrupted (Ctrl-C)",

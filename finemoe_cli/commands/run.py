@@ -14,6 +14,7 @@ from finemoe_cli.prompt import read_prompt
 from finemoe_cli.signals import interrupts
 from offload.models.spec import read_spec
 from profiles.environment import prepare_process
+from profiles.paths import boards_dir
 from profiles.settings import resolve
 
 _OUTPUT = "Output"
@@ -129,8 +130,12 @@ def run(
         asked = [{"role": "user", "content": question}]
         if resolved.settings.system:
             asked.insert(0, {"role": "system", "content": resolved.settings.system})
+    # Imported before the engine measures what there is besides it.
+    from offload.service.publish import published
+
+    profile_in_force = resolved.profile.name if resolved.origins["budget"].kind == "profile" else ""
     engine = open_engine(folder, resolved, output)
-    with engine:
+    with engine, published(engine, boards_dir(), command="run", profile=profile_in_force):
         interrupts.check()
         said = answer(engine, asked, resolved, output, stream=not (no_stream or as_json))
     said["profile"] = resolved.profile.name

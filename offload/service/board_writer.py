@@ -1,6 +1,6 @@
 """Publishing an engine: keeping its board up to date, without the engine's thread ever waiting for it.
 
-That thread only copies what it has into memory of its own: each token's record, and at most 20 times a second the
+That thread only copies what it has into memory of its own: each token's record, and at most ten times a second the
 rest. A thread beside it writes the file. It writes and does not map it: a mapped file would count for the memory
 budget, and a disk that fills up would end the process.
 """
@@ -39,8 +39,10 @@ from offload.telemetry.probes import DeviceReading, HostReading, MemoryProbe
 from offload.telemetry.routing import ForwardPass, PassOutcome, Routing
 from offload.telemetry.snapshot import EngineView, Snapshot
 
-_BUSY_S = 0.05
+_BUSY_S = 0.1
 _QUIET_S = 0.25
+"""How old what is published may get: while tokens come, and where nothing or a long prompt goes on."""
+
 _PROBE_S = 0.5
 _IDLE_AFTER_S = 1.0
 _MANY_WAITING = 128
@@ -124,7 +126,8 @@ class BoardWriter:
         self._tokens = 0
         self._memory = source.snapshot().memory
         self._readings: tuple[HostReading, DeviceReading | None] = (host.read(), gpu.read() if gpu else None)
-        self._texts = b""
+        self._said: tuple[Any, ...] = ()
+        self._texts = self._texts_written = b""
         self._sequence = 0
         self._broken = False
         self._ending = False
@@ -185,7 +188,6 @@ class BoardWriter:
                     self._wake.set()
             if now - self._captured_at >= _BUSY_S or now < self._captured_at:
                 self._capture(view, now)
-                self._wake.set()
         except Exception as error:  # whatever it is, the answer goes on
             self._give_up(error)
 
@@ -268,7 +270,9 @@ class BoardWriter:
     def _keep_publishing(self) -> None:
         probed = 0.0
         while not self._ending:
-            self._wake.wait(_QUIET_S)
+            # Waking this thread would cost the engine's as much as all the rest; so it looks by itself.
+            busy = time.time() - self._pass_at < _IDLE_AFTER_S
+            self._wake.wait(_BUSY_S if busy else _QUIET_S)
             self._wake.clear()
             if self._broken or self._ending:
                 continue
@@ -286,11 +290,10 @@ class BoardWriter:
     def _publish(self) -> None:
         now = time.time()
         view = self._source.view()
-        if not _BUSY_S > now - self._captured_at >= 0:
+        if not _QUIET_S > now - self._captured_at >= 0:
             self._capture(view, now)
-        host, gpu = self._readings
-        policy, marks = view.policy, tuple(self._marks.copy())
-        texts = Texts(policy.name, self._profile, policy.note, self._memory, host, gpu, marks).encode()
+        self._encode_texts(view)
+        texts = self._texts
         self._write_records()
         with self._lock:
             self._fields["text_bytes"][0] = len(texts)
@@ -298,11 +301,21 @@ class BoardWriter:
         layout = self._layout
         self._write_word(SEQUENCE, self._sequence + 1)
         os.pwrite(self._file, numbers, layout.frame_at)
-        if texts != self._texts:
+        if texts is not self._texts_written:
             os.pwrite(self._file, texts, layout.text_at)
-            self._texts = texts
+            self._texts_written = texts
         self._sequence += 2
         self._write_word(SEQUENCE, self._sequence)
+
+    def _encode_texts(self, view: EngineView) -> None:
+        """Most of the time nothing of it has changed, and making JSON takes longer than all the rest."""
+        policy, marks = view.policy, self._marks
+        said = (policy.name, policy.note, self._profile, self._memory, self._readings, marks[-1] if marks else None)
+        if said == self._said:
+            return
+        host, gpu = self._readings
+        texts = Texts(policy.name, self._profile, policy.note, self._memory, host, gpu, tuple(marks.copy()))
+        self._said, self._texts = said, texts.encode()
 
     def _write_records(self) -> None:
         layout = self._layout
