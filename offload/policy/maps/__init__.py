@@ -2,7 +2,7 @@
 
 from offload.policy.maps.matcher import Match, Matcher
 from offload.policy.maps.shelf import DISTANCE, StoreModel
-from offload.policy.maps.store import CAPACITY, MapStore, maps_file, memory_bytes
+from offload.policy.maps.store import CAPACITY, MapStore, maps_file, memory_bytes, open_maps
 from offload.policy.maps.topics import TopicStore, topics_file
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "TopicStore",
     "maps_file",
     "memory_bytes",
+    "open_maps",
     "topics_file",
 ]

@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from offload.errors import KnowledgeError
 from offload.policy.maps import file
 from offload.policy.maps.shelf import (
     DISTANCE,
@@ -204,6 +205,27 @@ def memory_bytes(layers: int, experts: int, hidden: int, capacity: int = CAPACIT
 def maps_file(folder: Path, fingerprint: str) -> Path:
     """Where in the folder of what was learnt the store of a model is."""
     return folder / fingerprint[:16] / FILE_NAME
+
+
+def open_maps(folder: Path, model: StoreModel) -> tuple[MapStore, str]:
+    """The store of a model, for an engine, which goes on whatever is wrong with it.
+
+    Args:
+        folder: Of what was learnt.
+        model: Whose, with its fingerprint.
+
+    Returns:
+        The store as it is kept, or an empty one; and why a file that is there is not used, in one line.
+    """
+    path = maps_file(folder, model.fingerprint)
+    try:
+        if path.exists():
+            return MapStore.load(path, fingerprint=model.fingerprint), ""
+    except KnowledgeError as error:
+        return MapStore(model), f"begun without the expert maps: {error.message}"
+    except OSError as error:
+        return MapStore(model), f"begun without the expert maps: {path}: {error.strerror or error}"
+    return MapStore(model), ""
 
 
 def multiply(matrix: Floats, vector: Floats, out: Floats) -> None:

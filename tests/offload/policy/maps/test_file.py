@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from offload.errors import KnowledgeError, StorageError
-from offload.policy.maps import MapStore, StoreModel, TopicStore, file, maps_file
+from offload.policy.maps import MapStore, StoreModel, TopicStore, file, maps_file, open_maps
 from tests.offload.policy.maps.stores import MODEL, filled, ids, random_map
 
 SLOW_SETUP = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
@@ -228,3 +228,19 @@ def test_any_reader_of_safetensors_can_read_it(path: Path) -> None:
     length = int.from_bytes(path.read_bytes()[:8], "little")
     metadata = json.loads(path.read_bytes()[8 : 8 + length])["__metadata__"]
     assert json.loads(metadata["facts"])["model"]["name"] == "tiny"
+
+
+def test_an_engine_goes_on_without_what_cannot_be_read(tmp_path: Path, path: Path) -> None:
+    store, note = open_maps(tmp_path, MODEL)
+    assert (len(store), store.model, note) == (0, MODEL, "")
+    filled(1, 2, capacity=7).save(path)
+    store, note = open_maps(tmp_path, MODEL)
+    assert (len(store), store.capacity, note) == (2, 7, "")
+    path.write_bytes(path.read_bytes()[:-1])
+    store, note = open_maps(tmp_path, MODEL)
+    assert (len(store), store.model) == (0, MODEL)
+    assert note.startswith(f"begun without the expert maps: {path} is damaged")
+    before = path.read_bytes()
+    with pytest.raises(KnowledgeError, match="damaged"):
+        store.save(path)
+    assert path.read_bytes() == before
