@@ -9,7 +9,17 @@ from pathlib import Path
 from offload.errors import ConfigError
 
 KERNELS = ("auto", "fast", "reference")
-POLICIES = ("demand", "lfu", "layer-lru", "deepspeed", "mixtral-offloading", "moe-infinity", "promoe", "finemoe")
+POLICIES = (
+    "auto",
+    "demand",
+    "lfu",
+    "layer-lru",
+    "deepspeed",
+    "mixtral-offloading",
+    "moe-infinity",
+    "promoe",
+    "finemoe",
+)
 
 DEFAULT_CONTEXT = 4096
 """Positions of the key-value cache, unless the model was made for fewer."""

@@ -96,6 +96,7 @@ class Surroundings:
         residency: Which experts are where.
         last_used: [L*E] int64, tick of each expert's last use, 0 before the first; a decoded token takes L ticks.
         fresh: [L*E] uint8, 1 for an expert that was read ahead and not used yet.
+        misses: [L*E] int64, how often each expert was waited for.
         link: The reads under way.
         rates: How fast things go here.
         routers: For looking ahead; None where they cannot be had.
@@ -111,6 +112,7 @@ class Surroundings:
     residency: Residency
     last_used: NDArray[np.int64]
     fresh: NDArray[np.uint8]
+    misses: NDArray[np.int64]
     link: LinkState
     rates: Rates
     routers: RouterWeights | None = None
@@ -128,10 +130,12 @@ class Policy(Protocol):
     Attributes:
         name: As the user gives it.
         note: What there is to say about its state, in one line; empty for nothing.
+        decides_early: Whether `decide` is also asked with layer -1, before a decoded token's first layer.
     """
 
     name: str
     note: str
+    decides_early: bool
 
     @property
     def looks_ahead(self) -> bool:
@@ -175,6 +179,7 @@ class Blind:
 
     name = "blind"
     note = ""
+    decides_early = False
     looks_ahead = False
     wants_residual = False
 

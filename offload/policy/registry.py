@@ -9,6 +9,7 @@ from offload.errors import ConfigError
 from offload.policy.base import Policy, Surroundings
 
 _MAKERS = {
+    "auto": "offload.policy.auto:Auto",
     "demand": "offload.policy.demand:DemandLRU",
     "lfu": "offload.policy.lfu:DecayedLFU",
     "layer-lru": "offload.policy.layer_lru:LayerLRU",

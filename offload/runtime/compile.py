@@ -19,8 +19,9 @@ from offload.errors import EngineBroken, StorageError
 Progress = Callable[[str, int, int], None]
 
 _HERE = Path(__file__).parent
-_SOURCES = (_HERE / "kernels.py", _HERE.parent / "policy" / "kernels.py")
-_COMPILE = "import offload.runtime.kernels, offload.policy.kernels"
+_POLICY = _HERE.parent / "policy"
+_SOURCES = (_HERE / "kernels.py", _POLICY / "kernels.py", _POLICY / "auto_kernels.py")
+_COMPILE = "import offload.runtime.kernels, offload.policy.kernels, offload.policy.auto_kernels"
 
 
 def kernels_compiled() -> bool:

@@ -141,6 +141,8 @@ class FastDecoder:
         self._x[:] = self._embedding
         watch.begin((token,), self._cache.length, self._embedding)
         pause = watch.looks_ahead
+        if pause and watch.policy.decides_early:
+            self._fetcher.look_ahead(-1)
         layer = self._run(0, False, pause)
         while layer < layers:
             self._experts_of(layer, pause)

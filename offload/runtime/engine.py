@@ -157,6 +157,14 @@ class Engine:
         self._loaded.propose_policy(name)
         self._apply_changes_if_idle()
 
+    def warm(self, experts: Sequence[int]) -> None:
+        """Start reading experts that may soon be needed, in this order, into slots that are free.
+
+        Experts are named by ``layer * num_experts + expert``. Waits for a running answer to end.
+        """
+        with self._exclusive():
+            self._loaded.fetcher.fill(experts)
+
     def observe(self, observer: Observer) -> None:
         """Tell `observer` of every forward pass from now on. Waits for a running answer to end."""
         with self._exclusive():

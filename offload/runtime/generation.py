@@ -82,7 +82,7 @@ def generation_config(model: Any, sampling: Sampling, new_tokens: int, prompt_to
     config.num_return_sequences = 1
     if sampling.temperature is not None:
         config.do_sample = sampling.temperature > 0
-        config.temperature = sampling.temperature if sampling.temperature > 0 else None
+        config.temperature = float(sampling.temperature) if sampling.temperature > 0 else None
     for name in ("top_k", "top_p", "min_p"):
         value = getattr(sampling, name)
         if value is not None:

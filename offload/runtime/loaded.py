@@ -6,20 +6,25 @@ import functools
 import gc
 import threading
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from offload.errors import FinemoeError
 from offload.memory.budget import MemoryPlan, make_plan
 from offload.memory.residency import Residency
 from offload.models import ModelSpec
 from offload.policy import Surroundings, check_policy, make_policy
+from offload.policy.knowledge import Knowledge, Shape, load_knowledge, policy_bytes_of, save_learnt
 from offload.runtime.device import device_memory_bytes, peak_bytes
 from offload.runtime.kv import KVCache
 from offload.runtime.tier import Tier
 from offload.runtime.watch import Watch
 from offload.store.base import ExpertStore
 from offload.telemetry.counters import Counters
+from offload.telemetry.log import logger
 from offload.telemetry.process import resident_bytes
 from offload.telemetry.snapshot import IoFacts, MemoryUse
 from offload.transfer.fetch import ExpertFetcher
@@ -47,6 +52,8 @@ class LoadedModel:
         watch: Watch,
         plan: MemoryPlan,
         decode: Callable[[int], torch.Tensor] | None,
+        shape: Shape,
+        knowledge: Path | None,
     ) -> None:
         self.spec = spec
         self.device = device
@@ -63,8 +70,10 @@ class LoadedModel:
         self._tier = tier
         self._lanes = lanes
         self._decode = decode
+        self._shape = shape
+        self._knowledge = knowledge
         self._proposed: MemoryPlan | None = None
-        self._proposed_policy = ""
+        self._proposed_policy: tuple[str, Knowledge] | None = None
         self._proposing = threading.Lock()
 
     def route_forward(self, on_logits: Callable[[torch.Tensor], None]) -> None:
@@ -87,7 +96,7 @@ class LoadedModel:
             else:
                 self.watch.begin_torch(self.model, input_ids, self.cache.length)
                 output = reference(*args, **kwargs)
-                self.watch.end(None)
+                self.watch.end()
             on_logits(output.logits)
             return output
 
@@ -100,7 +109,8 @@ class LoadedModel:
             BudgetTooSmall, BudgetTooLarge: The budget cannot be kept; nothing changes.
         """
         memory = device_memory_bytes(self.device)
-        plan = make_plan(self.spec, self.plan.fixed, self.plan.slot_bytes, budget_bytes, experts_fraction, memory)
+        now = self._proposed or self.plan
+        plan = make_plan(self.spec, now.fixed, self.plan.slot_bytes, budget_bytes, experts_fraction, memory)
         with self._proposing:
             self._proposed = plan
 
@@ -109,17 +119,28 @@ class LoadedModel:
 
         Raises:
             ConfigError: There is no such policy.
+            BudgetTooSmall: What it has learnt does not fit into the budget.
         """
         check_policy(name)
+        knowledge = load_knowledge(self._knowledge, self._shape, name)
+        taken = policy_bytes_of(self._shape, name, knowledge, self.around.options)
+        if self.device.type != "cpu":
+            taken = 0
         with self._proposing:
-            self._proposed_policy = name
+            now = self._proposed or self.plan
+            fixed = replace(now.fixed, policy_bytes=taken)
+            memory = device_memory_bytes(self.device)
+            self._proposed = make_plan(self.spec, fixed, now.slot_bytes, now.budget_bytes, None, memory)
+            self._proposed_policy = name, knowledge
 
     def apply_changes(self) -> None:
         """Go over to the proposed policy and plan, if there are any. Between forward passes only."""
         with self._proposing:
             plan, self._proposed = self._proposed, None
-            name, self._proposed_policy = self._proposed_policy, ""
-        if name:
+            policy, self._proposed_policy = self._proposed_policy, None
+        if policy is not None:
+            self._keep_learnt()
+            name, self.around.knowledge = policy
             self.watch.set_policy(make_policy(name, self.around))
         if plan is not None:
             self._resize(plan)
@@ -156,8 +177,18 @@ class LoadedModel:
         store = self._store
         return IoFacts(store.kind, store.note, store.direct, store.direct_refused, self._lanes.count)
 
+    def _keep_learnt(self) -> None:
+        """Keep what the policy has learnt for the next process. Failing to is not worth an error."""
+        if self._knowledge is None or not self.counters.uses.any():
+            return
+        try:
+            save_learnt(self._knowledge, self._shape, self.watch.policy)
+        except FinemoeError as error:
+            logger.warning("what was learnt is not kept: %s", error)
+
     def close(self) -> None:
         """Give everything back."""
+        self._keep_learnt()
         self._lanes.close()
         self._store.close()
         self._decode = None

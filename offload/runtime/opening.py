@@ -17,6 +17,7 @@ from offload.memory.budget import FixedCosts, check_host_budget, make_plan, work
 from offload.memory.residency import Residency
 from offload.models import ModelSpec, read_spec
 from offload.policy import Rates, RouterWeights, Surroundings, make_policy
+from offload.policy.knowledge import Shape, likeliest_experts, load_knowledge, policy_bytes_of
 from offload.runtime.compile import compile_kernels
 from offload.runtime.device import base_bytes, choose_device, device_memory_bytes
 from offload.runtime.experts import ArenaExperts
@@ -34,9 +35,11 @@ from offload.runtime.tier import CudaTier, HostTier, Tier
 from offload.runtime.views import ExpertViews
 from offload.runtime.watch import Watch, routers
 from offload.store.calibrate import LANES, measure_read_rate
+from offload.store.fingerprint import fingerprint
 from offload.store.open_store import open_store
 from offload.store.safetensors_index import CheckpointIndex
 from offload.telemetry.counters import Counters
+from offload.telemetry.log import logger
 from offload.telemetry.process import settled_resident_bytes
 from offload.transfer.fetch import ExpertFetcher
 from offload.transfer.lanes import Lanes
@@ -64,8 +67,15 @@ def load_model(config: EngineConfig, progress: Progress | None = None) -> Loaded
     kernels = _kernels(config, spec, model, layout.kernels_fit, device)
     if kernels == "fast":
         compile_kernels(progress)
-        import offload.runtime.kernels  # noqa: F401  # its size belongs to the base, measured below
+        import offload.runtime.kernels  # its size belongs to the base, measured below
+    if config.policy == "auto":
+        compile_kernels(progress)
+        import offload.policy.auto_kernels  # noqa: F401
 
+    shape = Shape(fingerprint(spec, index), spec.name, spec.num_layers, spec.num_experts, spec.hidden_size)
+    knowledge = load_knowledge(config.knowledge, shape, config.policy)
+    if knowledge.note:
+        logger.warning("%s", knowledge.note)
     store = open_store(spec, index, packs_folder=config.packs_folder)
     try:
         candidates = (config.lanes,) if config.lanes else LANES
@@ -82,6 +92,7 @@ def load_model(config: EngineConfig, progress: Progress | None = None) -> Loaded
             kv_bytes=context * spec.kv_bytes_per_token,
             workspace_bytes=workspace_bytes(spec, context),
             staging_bytes=staging if on_host else 0,
+            policy_bytes=policy_bytes_of(shape, config.policy, knowledge, config.policy_options) if on_host else 0,
         )
         fraction = config.experts_fraction
         if fraction is None and config.budget_bytes is None:
@@ -116,15 +127,18 @@ def load_model(config: EngineConfig, progress: Progress | None = None) -> Loaded
         residency=residency,
         last_used=fetcher.last_used,
         fresh=fetcher.fresh,
+        misses=counters.misses,
         link=lanes,
         rates=rates,
         routers=_router_weights(model),
+        knowledge=knowledge,
         options=config.policy_options,
     )
     policy = make_policy(config.policy, around)
     fetcher.policy = policy
     watch = Watch(policy, fetcher, counters, rates)
     watch.attach(model)
+    fetcher.fill(likeliest_experts(policy))
     views = ExpertViews(spec, store, tier, residency)
     layers = [module for module in model.modules() if isinstance(module, ArenaExperts)]
     for number, module in enumerate(layers):
@@ -153,6 +167,8 @@ def load_model(config: EngineConfig, progress: Progress | None = None) -> Loaded
         watch,
         plan,
         decode,
+        shape,
+        config.knowledge,
     )
 
 

@@ -47,6 +47,7 @@ class Watch:
         self._stall_before: NDArray[np.int64] = np.zeros(self._layers, np.int64)
         self._residual: torch.Tensor | None = None
         self._logits: torch.Tensor
+        self._chosen: list[NDArray[np.int32]] = []
 
     @property
     def policy(self) -> Policy:
@@ -87,8 +88,8 @@ class Watch:
         for observer in self._observers:
             observer.routed(routing)
 
-    def end(self, chosen: NDArray[np.int32] | None) -> None:
-        """The forward pass is over. chosen: [L, K] int32 for a decoded token."""
+    def end(self, chosen: NDArray[np.int32] | None = None) -> None:
+        """The forward pass is over. chosen: [L, K] int32 for a decoded token; None if routers were hooked."""
         self._policy.end_pass()
         fetcher, ended = self._fetcher, time.perf_counter_ns()
         stall = self._counters.stall_ns[fetcher.phase] - self._stall_before
@@ -97,6 +98,8 @@ class Watch:
             # The first token may be an outlier; from it the average would take long to come down.
             self._rates.layer_s += (min(layer_s, 4 * self._rates.layer_s) - self._rates.layer_s) / RATES_OVER
         if self._observers:
+            if chosen is None and fetcher.phase == Phase.DECODE:
+                chosen = np.stack(self._chosen)
             kinds = None if chosen is None else fetcher.kind_of[chosen + self._ticks]
             outcome = PassOutcome(self._began_ns, ended, stall, kinds, tuple(fetcher.reads))
             for observer in self._observers:
@@ -104,6 +107,7 @@ class Watch:
 
     def begin_torch(self, model: Any, input_ids: torch.Tensor, position: int) -> None:
         """A forward pass through transformers' modules begins. input_ids: [1, T]."""
+        self._chosen.clear()
         embedded = model.get_input_embeddings()(input_ids[0])
         self.begin(input_ids[0].tolist(), position, embedded.float().mean(dim=0).cpu().numpy())
 
@@ -124,13 +128,15 @@ class Watch:
 
     def _tell_torch(self, layer: int, chosen: torch.Tensor) -> None:
         """The experts module of `layer` was called, with chosen: [T, K]."""
+        picked = chosen.to(torch.int32).cpu().numpy()
+        self._chosen.append(picked[0])
         logits = self._logits.reshape(chosen.shape[0], -1).float()
         residual = self._residual
         self.routed(
             Routing(
                 layer=layer,
                 probabilities=torch.softmax(logits, dim=-1).cpu().numpy(),
-                chosen=chosen.to(torch.int32).cpu().numpy(),
+                chosen=picked,
                 residual=None if residual is None else residual[0].float().cpu().numpy(),
                 shared=None,
             )

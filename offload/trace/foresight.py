@@ -29,12 +29,14 @@ class Future:
     """When which expert will be needed, in steps: one step is one layer of one forward pass.
 
     Attributes:
+        prefill: Whether prompts need experts too.
         needed: For each step, the experts.
         next_use: For each step, when each of its experts is needed again.
         first_use: [L*E] int64, when each expert is needed for the first time.
     """
 
     def __init__(self, requests: Sequence[TraceRequest], layers: int, experts: int, *, prefill: bool) -> None:
+        self.prefill = prefill
         self.needed: list[NDArray[np.int64]] = []
         for request in requests:
             for one in request.passes:
@@ -62,12 +64,16 @@ class Belady(Blind):
         self._future = future
         self._next_use = future.first_use.copy()
         self._step = 0
+        self._counts = True
 
     def begin_pass(self, forward: ForwardPass) -> None:
         """See `Policy`."""
+        self._counts = forward.phase == Phase.DECODE or self._future.prefill
 
     def routed(self, routing: Routing) -> None:
         """See `Policy`."""
+        if not self._counts:
+            return
         needed = self._future.needed[self._step]
         self._next_use[needed] = self._future.next_use[self._step]
         self._step += 1

@@ -36,6 +36,8 @@ class Timing:
         shared_share: Share of it that its shared expert takes; the routed experts take the rest.
         decide_s: Time a layer that a policy which looks ahead takes.
         reads_s: Recorded times of reads, replayed in turn instead of `read_s`.
+        recorded_prompts: Whether a prompt computes as long as it did when it was recorded, waiting left out;
+            otherwise a layer of T tokens takes T / 16 of `layer_s`, and at least one.
     """
 
     layer_s: float = 1.0
@@ -45,6 +47,7 @@ class Timing:
     shared_share: float = 0.3
     decide_s: float = 0.0
     reads_s: tuple[float, ...] = ()
+    recorded_prompts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +141,7 @@ class Simulation:
             residency=residency,
             last_used=self._fetcher.last_used,
             fresh=self._fetcher.fresh,
+            misses=self._counters.misses,
             link=link,
             rates=rates,
             routers=model.routers,
@@ -153,7 +157,7 @@ class Simulation:
         self._bases = np.arange(model.layers)[:, None] * model.experts
 
     def run(self, requests: Iterable[TraceRequest], *, prefill: bool = True) -> None:
-        """Replay `requests`; without `prefill`, their decode passes alone."""
+        """Replay `requests`; without `prefill` policies see the prompts, but only decoding moves and waits."""
         for request in requests:
             self._number += 1
             began = first = last = self._link.now
@@ -162,6 +166,8 @@ class Simulation:
                 if one.phase == Phase.PREFILL:
                     if prefill:
                         self._prefill(one)
+                    else:
+                        self._show(one)
                     first = last = self._link.now
                     continue
                 start = self._link.now
@@ -202,9 +208,11 @@ class Simulation:
         fetcher.begin_forward()
         policy.begin_pass(self._forward(one))
         looks = policy.looks_ahead
+        if looks and policy.decides_early:
+            fetcher.look_ahead(-1)
         needed_all = (one.chosen[:, 0] + self._bases).tolist()
         router_s = timing.layer_s * timing.router_share
-        shared_s = timing.layer_s * timing.shared_share + (timing.decide_s if looks else 0.0)
+        shared_s = timing.layer_s * timing.shared_share
         expert_s = timing.layer_s * (1 - timing.router_share - timing.shared_share) / model.top_k
         state = self._residency.state
         routings = _routings(one) if looks else None
@@ -212,10 +220,11 @@ class Simulation:
             needed = needed_all[layer]
             link.advance(router_s)
             fetcher.request(layer, needed)
+            link.advance(shared_s)
             if routings is not None:
                 policy.routed(next(routings))
+                link.advance(timing.decide_s)
                 fetcher.look_ahead(layer)
-            link.advance(shared_s)
             missing = needed
             while True:
                 still = [expert for expert in missing if state[expert] != 2]
@@ -235,8 +244,7 @@ class Simulation:
         fetcher.phase = Phase.PREFILL
         fetcher.begin_forward()
         policy.begin_pass(self._forward(one))
-        # A layer's time grows with the tokens, but a few of them cost hardly more than one.
-        layer_s = self._timing.layer_s * max(1.0, len(one.token_ids) / 16)
+        layer_s = self._prompt_layer_s(one)
         for layer, routing in enumerate(_routings(one)):
             policy.routed(routing)
             experts = (np.unique(one.chosen[layer]) + layer * self._model.experts).tolist()
@@ -244,6 +252,20 @@ class Simulation:
             for _ in fetcher.each(layer, experts):
                 link.advance(layer_s / 2 / len(experts))
         policy.end_pass()
+
+    def _prompt_layer_s(self, one: TracePass) -> float:
+        if self._timing.recorded_prompts:
+            return max(0.0, one.seconds - float(one.stall_s.sum())) / self._model.layers
+        # A layer's time grows with the tokens, but a few of them cost hardly more than one.
+        return self._timing.layer_s * max(1.0, len(one.token_ids) / 16)
+
+    def _show(self, one: TracePass) -> None:
+        """A prompt that costs nothing and brings nothing, but that the policy sees as it would."""
+        self._fetcher.phase = Phase.PREFILL
+        self.policy.begin_pass(self._forward(one))
+        for routing in _routings(one):
+            self.policy.routed(routing)
+        self.policy.end_pass()
 
     def _forward(self, one: TracePass) -> ForwardPass:
         return ForwardPass(

@@ -125,6 +125,7 @@ class ExpertFetcher:
         Raises:
             ExpertReadError: Room had to be made by waiting for a read, and a needed read failed.
         """
+        self.collect()
         absent = []
         for expert in experts:
             self._count(layer, expert)
@@ -159,6 +160,13 @@ class ExpertFetcher:
         for expert, priority in decision.fetch:
             self._read_ahead(expert, priority)
 
+    def fill(self, experts: Sequence[int]) -> None:
+        """Start reading `experts` ahead, in this order, as far as there are free slots."""
+        for rank, expert in enumerate(experts):
+            if self._residency.free_slots <= self._reserved:
+                return
+            self._read_ahead(expert, float(-rank))
+
     def release(self, experts: Sequence[int]) -> None:
         """The computation is done with `experts`: from now on they may leave."""
         for expert in experts:
@@ -173,6 +181,7 @@ class ExpertFetcher:
         Raises:
             ExpertReadError: One of them could not be read.
         """
+        self.collect()
         state = self._residency.state
         ready: deque[int] = deque()
         absent: deque[int] = deque()

@@ -49,6 +49,7 @@ class Table:
             residency=self.residency,
             last_used=np.zeros(total, np.int64),
             fresh=np.zeros(total, np.uint8),
+            misses=np.zeros(total, np.int64),
             link=self.link,
             rates=Rates(1e-3, 1e-3),
             routers=routers,

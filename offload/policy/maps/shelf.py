@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offload.errors import KnowledgeError
-from offload.policy.maps import file
+from offload.policy import learnt_file as file
 
 DISTANCE = 3
 """Layers that predictions look ahead, unless something else is asked for."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offload.errors import KnowledgeError
-from offload.policy.maps import file
+from offload.policy import learnt_file as file
 from offload.policy.maps.shelf import (
     DISTANCE,
     Halves,

@@ -1,0 +1,271 @@
+"""`auto`: one calibrated probability for every expert, for what stays and for what is fetched.
+
+What it knows of an expert comes from up to four sources: its past; the start predictor, from the token that goes
+in; the probes, from each layer's residual; and the routers of the next two layers, applied to it. A logistic blend
+makes one probability of them: that the expert is used when its layer comes next. `offload.policy.probes` fits all
+of it from traces; without traces the past and the routers remain, with the weights below.
+
+- **What a slot is worth**: gamma ** (layers until the next use), expected over that probability and the past. The
+  expert worth least leaves. This needs no bytes, and it is where most is won.
+- **What is fetched**: what a later layer will use with a probability above a threshold that rises with the ratio
+  of moving to computing, if the slot it takes is worth less. Few at a time: a read that has begun is not broken
+  off, and a demand read has to wait for it. What has become unlikely is taken back.
+- **When nothing is to be won** - no token of late has waited - it only watches, and the kernels run through.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offload.policy.base import NOTHING, REFUSE, Decision, Fetch, Surroundings
+from offload.policy.options import option, whole_option
+from offload.policy.past import LATER, PAST, RECENCIES, SOON
+from offload.policy.probes import Probes
+from offload.telemetry.counters import Phase
+from offload.telemetry.routing import ForwardPass, Routing
+
+GAMMA_TOKENS = 3.0
+"""Tokens over which a future use falls to 1/e of its worth."""
+HORIZON = 6
+"""Layers ahead that are fetched for."""
+UNTRAINED = np.array(
+    [
+        [-0.5, 0.2, 0.0, 0.0, 5.0],
+        [-0.5, 0.4, 0.0, 0.0, 3.5],
+        [0.0, 1.0, 0.0, 0.0, 0.0],
+        [0.0, 1.0, 0.0, 0.0, 0.0],
+        [0.0, 1.0, 0.0, 0.0, 0.0],
+        [0.0, 1.0, 0.0, 0.0, 0.0],
+    ],
+    np.float32,
+)
+"""The blend without probes: the past, and the routers of the next two layers."""
+QUIET_TOKENS = 16
+"""Tokens without a miss after which it stops looking."""
+FEW = 8
+"""Fetches proposed at once, at most."""
+DEPTH = 2
+"""Fetches under way for each lane: as one ends, the next has to be there already."""
+
+
+class Auto:
+    """See the module. Options: ``threshold`` (0..1, instead of the measured one), ``horizon``, ``gamma_tokens``."""
+
+    name = "auto"
+    decides_early = True
+
+    def __init__(self, around: Surroundings) -> None:
+        from offload.policy import auto_kernels
+
+        self._kernels = auto_kernels
+        self.around = around
+        self.note = ""
+        probes: Probes | None = getattr(around.knowledge, "probes", None)
+        self._probes = probes
+        layers, experts, hidden = around.layers, around.experts, around.hidden
+        total = layers * experts
+        self._frequency = np.full((len(auto_kernels.DECAYS), total), around.top_k / experts, np.float32)
+        self._recency = np.zeros((len(RECENCIES), total), np.float32)
+        past = getattr(around.knowledge, "past", None)
+        if past is not None:
+            self._frequency[:] = past[: len(self._frequency)]
+            self._recency[:] = past[len(self._frequency) :]
+        self._soon, self._later = (SOON, LATER) if probes is None else (probes.soon, probes.later)
+        self._weights = UNTRAINED if probes is None else probes.weights
+        self._odds = np.zeros(total, np.float32)
+        self._far = np.zeros(total, np.float32)
+        self._start = np.zeros(total, np.float32)
+        self._has_start = False
+        self._margins = np.zeros((layers, experts), np.float32)
+        self._gates = np.zeros((2, experts), np.float32)
+        self._chance = np.full(total, around.top_k / experts, np.float32)
+        self._worth = np.zeros(total, np.float32)
+        self._x = np.zeros(hidden, np.float32)
+        self._normed = np.zeros(hidden, np.float32)
+        self._start_in = np.zeros(2 * hidden, np.float32)
+        self._z = np.zeros(0 if probes is None else probes.down.shape[1], np.float32)
+        self._start_z = np.zeros(0 if probes is None else probes.start_down.shape[0], np.float32)
+        self._found = np.zeros(FEW, np.int64)
+        self._score = np.zeros(FEW, np.float32)
+        self._asked: dict[int, None] = {}
+        self._horizon = whole_option(around, "horizon", min(HORIZON, layers), 0, layers)
+        self._depth = whole_option(around, "depth", DEPTH, 1, FEW)
+        tokens = option(around, "gamma_tokens", GAMMA_TOKENS, 0.1, 1000)
+        self._gamma = np.float32(np.exp(-1 / (tokens * layers)))
+        self._fixed_threshold = option(around, "threshold", -1.0, -1.0, 1.0)
+        self._threshold = np.float32(1.0)
+        self._decoding = False
+        self._looking = True
+        self._missed = -1
+        self._quiet = 0
+        self._last: NDArray[np.float32] | None = None
+        self._recall()
+        self._appraise(-1, has_probe=False, ahead=0)
+
+    @property
+    def past(self) -> NDArray[np.float32]:
+        """[10, L*E]: what the next process should know of this one."""
+        return np.concatenate([self._frequency, self._recency])
+
+    def likeliest(self) -> list[int]:
+        """All experts, those that are worth most first, if anything is known of them."""
+        if self.around.knowledge is None or self.around.knowledge.past is None:
+            return []
+        return [int(expert) for expert in np.argsort(-self._worth, kind="stable")]
+
+    @property
+    def looks_ahead(self) -> bool:
+        """While tokens wait for reads."""
+        return self._looking
+
+    @property
+    def wants_residual(self) -> bool:
+        """It looks ahead with it."""
+        return True
+
+    def begin_pass(self, forward: ForwardPass) -> None:
+        """See `Policy`."""
+        kernels, probes = self._kernels, self._probes
+        self._decoding = forward.phase == Phase.DECODE
+        self._threshold = np.float32(self._worthwhile())
+        self._has_start = False
+        if not self._decoding:
+            self._last = None
+        elif probes is not None and self._last is not None:
+            hidden = self.around.hidden
+            kernels.normalise(np.ascontiguousarray(forward.embedding), self._start_in[:hidden])
+            self._start_in[hidden:] = self._last
+            kernels.start_margins(
+                probes.start_down,
+                probes.start_down_scale,
+                probes.start_up,
+                probes.start_up_scale,
+                probes.start_offset,
+                self._start_in,
+                self._start_z,
+                self._start,
+            )
+            self._has_start = True
+        self._appraise(-1, has_probe=False, ahead=0)
+
+    def routed(self, routing: Routing) -> None:
+        """See `Policy`."""
+        kernels, around, layer = self._kernels, self.around, routing.layer
+        chosen = routing.chosen[-PAST.prompt_tokens :]
+        kernels.see(self._frequency, self._recency, chosen, layer * around.experts, around.experts)
+        if not self._decoding or not self._looking or routing.residual is None:
+            if self._decoding and layer == around.layers - 1 and routing.residual is not None:
+                self._keep(routing)
+            return
+        x = self._keep(routing)
+        probes = self._probes
+        if probes is not None:
+            kernels.probe_margins(
+                layer,
+                probes.down,
+                probes.down_scale,
+                probes.up,
+                probes.up_scale,
+                probes.offset,
+                x,
+                self._z,
+                self._margins,
+            )
+        ahead = 0
+        if around.routers is not None:
+            ahead = min(2, around.layers - 1 - layer)
+            for distance in range(1, ahead + 1):
+                target = layer + distance
+                gate, norm = around.routers.gate[target], around.routers.norm[target]
+                kernels.gate_margins(gate, norm, x, self._normed, around.top_k, self._gates[distance - 1])
+        self._appraise(layer, has_probe=probes is not None, ahead=ahead)
+
+    def decide(self, layer: int) -> Decision:
+        """See `Policy`."""
+        around = self.around
+        if not self._decoding or not self._horizon:
+            return NOTHING
+        state = around.residency.state
+        cancel = []
+        for expert in list(self._asked):
+            if state[expert] != 1:
+                del self._asked[expert]
+            elif self._chance[expert] < 0.5 * self._threshold or expert // around.experts == layer:
+                del self._asked[expert]
+                cancel.append(expert)
+        room = min(FEW, self._depth * around.link.count - len(self._asked))
+        if room <= 0:
+            return Decision(cancel, []) if cancel else NOTHING
+        count = self._kernels.candidates(
+            layer,
+            self._horizon,
+            around.experts,
+            state,
+            self._chance,
+            self._threshold,
+            self._found,
+            self._score,
+        )
+        fetch = [Fetch(int(self._found[i]), float(self._score[i])) for i in range(min(count, room))]
+        for one in fetch:
+            self._asked[one.expert] = None
+        return Decision(cancel, fetch)
+
+    def victim(self, evictable: NDArray[np.int64], wanted: int, demand: bool) -> int:
+        """See `Policy`: the expert worth least."""
+        least = int(self._kernels.least(evictable, self._worth))
+        if not demand and self._worth[least] >= self._worth[wanted]:
+            return REFUSE
+        return least
+
+    def end_pass(self) -> None:
+        """See `Policy`."""
+        self._recall()
+        if not self._decoding:
+            return
+        missed = int(self.around.misses.sum())
+        self._quiet = self._quiet + 1 if missed == self._missed else 0
+        self._missed = missed
+        self._looking = self._quiet < QUIET_TOKENS
+        self.note = "" if self._looking else "nothing is missed: not looking ahead"
+
+    def _keep(self, routing: Routing) -> NDArray[np.float32]:
+        """The router's input, normalised, from the residual and what the shared expert adds."""
+        assert routing.residual is not None
+        x = routing.residual[0]
+        if routing.shared is not None:
+            x = x + routing.shared[0]
+        self._kernels.normalise(np.ascontiguousarray(x), self._x)
+        if routing.layer == self.around.layers - 1:
+            self._last = self._x.copy()
+        return self._x
+
+    def _recall(self) -> None:
+        self._kernels.recall(self._frequency, self._recency, self._soon, self._later, self._odds, self._far)
+
+    def _appraise(self, layer: int, *, has_probe: bool, ahead: int) -> None:
+        self._kernels.appraise(
+            layer,
+            self._weights,
+            self._odds,
+            self._start,
+            self._has_start,
+            self._margins,
+            has_probe,
+            self._gates,
+            ahead,
+            self._far,
+            self.around.experts,
+            self._gamma,
+            self._chance,
+            self._worth,
+        )
+
+    def _worthwhile(self) -> float:
+        """The probability from which a fetch is expected to save more waiting than it costs."""
+        if self._fixed_threshold >= 0:
+            return self._fixed_threshold
+        rates = self.around.rates
+        ratio = rates.read_s / max(rates.layer_s, 1e-9)
+        return float(min(0.8, max(0.2, 0.15 + 0.2 * ratio)))

@@ -1,0 +1,271 @@
+"""The compiled part of `auto`: one token's predictions, and what each expert's slot is worth.
+
+See `offload.policy.auto` for what is computed and why. Signatures are full, as in `offload.policy.kernels`.
+
+Shapes: L layers, E experts a layer, N = L * E, H hidden size, R rank of the probes, S rank of the start predictor.
+Features of one expert's past, F = 13: six decayed frequencies, the roots of three of them, four decayed recencies.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import boolean, float32, int8, int32, int64, njit, types, uint8, uint16
+
+_OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "fastmath": True, "error_model": "numpy"}
+_f1, _f2, _f3 = float32[::1], float32[:, ::1], float32[:, :, ::1]
+_x = types.Array(float32, 1, "C", readonly=True)
+_gate = types.Array(uint16, 2, "C", readonly=True)
+_norm = types.Array(uint16, 1, "C", readonly=True)
+_i8_2, _i8_3, _i8_4 = int8[:, ::1], int8[:, :, ::1], int8[:, :, :, ::1]
+_chosen = types.Array(int32, 2, "A", readonly=True)
+_states = types.Array(uint8, 1, "C", readonly=True)
+_experts = types.Array(int64, 1, "A", readonly=True)
+
+DECAYS = (0.5, 0.8, 0.92, 0.97, 0.99, 0.997)
+"""A token, of the six frequencies."""
+ROOTS = (2, 3, 4)
+"""Which of them count by their root too."""
+RECENCIES = (2.0, 8.0, 32.0, 128.0)
+"""Tokens over which the four recencies fall to 1/e."""
+GROUPS = 6
+"""Distances that share their weights: 1, 2, 3-4, 5-8, 9 and more within the token, and the next token."""
+TERMS = 5
+"""Terms of the blend: a constant, the past, start predictor, probe, gate."""
+CLIP = np.float32(2.5)
+
+
+@njit(inline="always")
+def _widen(bits):
+    return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
+
+
+@njit(inline="always")
+def _sigmoid(x):
+    return np.float32(1.0) / (np.float32(1.0) + np.exp(-x))
+
+
+@njit(types.void(_f2, _f2, _chosen, int64, int64), **_OPTIONS)
+def see(frequency, recency, chosen, first, experts):
+    """A layer has chosen, for each of T tokens in turn: chosen [T, K]. Brings its experts' past up to date.
+
+    frequency: [6, N], recency: [4, N]; `first` is the number of the layer's first expert.
+    """
+    for t in range(chosen.shape[0]):
+        for i in range(6):
+            decay = np.float32(DECAYS[i])
+            row = frequency[i, first : first + experts]
+            for e in range(experts):
+                row[e] *= decay
+            for k in range(chosen.shape[1]):
+                row[chosen[t, k]] += np.float32(1.0) - decay
+        for i in range(4):
+            decay = np.float32(np.exp(-1.0 / RECENCIES[i]))
+            row = recency[i, first : first + experts]
+            for e in range(experts):
+                row[e] *= decay
+            for k in range(chosen.shape[1]):
+                row[chosen[t, k]] = np.float32(1.0)
+
+
+@njit(types.void(_f2, _f2, _f1, _f1, _f1, _f1), **_OPTIONS)
+def recall(frequency, recency, soon, later, odds, far):
+    """What the past says of each expert.
+
+    soon, later: [F + 1] weights. odds: [N], log-odds that the next token uses it; far: [N], its discounted time to
+    the next use after that, 0..1.
+    """
+    count = odds.shape[0]
+    for e in range(count):
+        a = soon[13]
+        b = later[13]
+        for i in range(6):
+            a += soon[i] * frequency[i, e]
+            b += later[i] * frequency[i, e]
+        for i in range(3):
+            root = np.sqrt(frequency[ROOTS[i], e])
+            a += soon[6 + i] * root
+            b += later[6 + i] * root
+        for i in range(4):
+            a += soon[9 + i] * recency[i, e]
+            b += later[9 + i] * recency[i, e]
+        a = min(max(a, np.float32(0.003)), np.float32(0.997))
+        odds[e] = np.log(a / (np.float32(1.0) - a))
+        far[e] = min(max(b, np.float32(0.0)), np.float32(1.0))
+
+
+@njit(types.void(_i8_2, _f1, _i8_2, _f1, _f1, _f1, _f1, _f1), **_OPTIONS)
+def start_margins(down, down_scale, up, up_scale, offset, x, z, margins):
+    """margins = up @ (down @ x) + offset. down: [S, X] and up: [N, S] int8 with a scale a row; x: [X], z: [S]."""
+    for s in range(down.shape[0]):
+        row = down[s]
+        total = np.float32(0.0)
+        for i in range(x.shape[0]):
+            total += np.float32(row[i]) * x[i]
+        z[s] = total * down_scale[s]
+    for n in range(up.shape[0]):
+        row = up[n]
+        total = np.float32(0.0)
+        for s in range(z.shape[0]):
+            total += np.float32(row[s]) * z[s]
+        margins[n] = total * up_scale[n] + offset[n]
+
+
+@njit(types.void(_x, _f1), **_OPTIONS)
+def normalise(x, out):
+    """out = x / root mean square of x."""
+    size = x.shape[0]
+    total = np.float32(0.0)
+    for i in range(size):
+        total += x[i] * x[i]
+    scale = np.float32(1.0) / np.sqrt(total / np.float32(size) + np.float32(1e-6))
+    for i in range(size):
+        out[i] = x[i] * scale
+
+
+@njit(types.void(int64, _i8_3, _f2, _i8_4, _f2, _f3, _f1, _f1, _f2), **_OPTIONS)
+def probe_margins(layer, down, down_scale, up, up_scale, offset, x, z, margins):
+    """All layers' next routing, from what `layer` saw: of later layers in this token, of others in the next.
+
+    down: [L, R, H], up: [L, L, E, R] int8 with scales [L, R] and [L, L], offset [L, L, E]; margins: [L, E].
+    """
+    for r in range(z.shape[0]):
+        row = down[layer, r]
+        total = np.float32(0.0)
+        for i in range(x.shape[0]):
+            total += np.float32(row[i]) * x[i]
+        z[r] = total * down_scale[layer, r]
+    for m in range(margins.shape[0]):
+        for e in range(margins.shape[1]):
+            row = up[layer, m, e]
+            total = np.float32(0.0)
+            for r in range(z.shape[0]):
+                total += np.float32(row[r]) * z[r]
+            margins[m, e] = total * up_scale[layer, m] + offset[layer, m, e]
+
+
+@njit(types.void(_gate, _norm, _f1, _f1, int64, _f1), **_OPTIONS)
+def gate_margins(gate, norm, x, normed, top_k, margins):
+    """A later layer's router on x, normalised already: how far each logit is above the threshold of the top K.
+
+    In units of the logits' standard deviation, clipped. gate: [E, H], norm: [H] bfloat16 bits.
+    """
+    size, experts = x.shape[0], margins.shape[0]
+    for i in range(size):
+        normed[i] = x[i] * _widen(norm[i])
+    mean = np.float32(0.0)
+    for e in range(experts):
+        row = gate[e]
+        total = np.float32(0.0)
+        for i in range(size):
+            total += _widen(row[i]) * normed[i]
+        margins[e] = total
+        mean += total
+    mean /= np.float32(experts)
+    spread = np.float32(0.0)
+    for e in range(experts):
+        spread += (margins[e] - mean) ** 2
+    spread = np.sqrt(spread / np.float32(experts)) + np.float32(1e-6)
+    above = np.float32(np.inf)  # the K-th largest, then the one behind it
+    last = np.float32(0.0)
+    for _ in range(min(top_k + 1, experts)):
+        best = np.float32(-np.inf)
+        for e in range(experts):
+            if margins[e] < above and margins[e] > best:
+                best = margins[e]
+        last = above
+        above = best
+    threshold = (above + last) / np.float32(2.0) if experts > top_k else above - np.float32(1.0)
+    for e in range(experts):
+        margins[e] = min(max((margins[e] - threshold) / spread, -CLIP), CLIP)
+
+
+@njit(inline="always")
+def _group(distance, wraps):
+    if wraps:
+        return 5
+    if distance <= 2:
+        return distance - 1
+    if distance <= 4:
+        return 2
+    return 3 if distance <= 8 else 4
+
+
+@njit(
+    types.void(
+        int64, _f2, _f1, _f1, boolean, _f2, boolean, _f2, int64, _f1, int64, float32, _f1, _f1,
+    ),
+    **_OPTIONS,
+)  # fmt: skip
+def appraise(
+    layer, weights, odds, start, has_start, probe, has_probe, gates, ahead, far, experts, gamma, chance, worth,
+):  # fmt: skip
+    """What each expert's slot is worth behind the router of `layer`; -1 before the first layer.
+
+    weights: [6, TERMS]; odds, start, far: [N]; probe: [L, E]; gates: [2, E] for the next `ahead` layers.
+    Gives chance: [N], that the expert is used when its layer comes next; worth: [N], what gamma ** (layers until
+    its next use) is expected to be.
+    """
+    layers = odds.shape[0] // experts
+    whole = gamma ** np.float32(layers)
+    for m in range(layers):
+        wraps = m <= layer
+        distance = m - layer + (layers if wraps else 0)
+        group = _group(distance, wraps)
+        w = weights[group]
+        near = gamma ** np.float32(distance)
+        gated = not wraps and distance <= ahead
+        for e in range(experts):
+            n = m * experts + e
+            x = w[0] + w[1] * odds[n]
+            if has_start and not wraps:
+                x += w[2] * start[n]
+            if has_probe and layer >= 0:
+                x += w[3] * probe[m, e]
+            if gated:
+                x += w[4] * gates[distance - 1, e]
+            p = _sigmoid(x)
+            chance[n] = p
+            worth[n] = near * (p + (np.float32(1.0) - p) * whole * far[n])
+
+
+@njit(int64(_experts, _f1), **_OPTIONS)
+def least(evictable, worth):
+    """The expert of `evictable` that is worth least."""
+    best = evictable[0]
+    for i in range(1, evictable.shape[0]):
+        if worth[evictable[i]] < worth[best]:
+            best = evictable[i]
+    return best
+
+
+@njit(int64(int64, int64, int64, _states, _f1, float32, int64[::1], _f1), **_OPTIONS)
+def candidates(layer, horizon, experts, state, chance, threshold, found, score):
+    """Absent experts of the next `horizon` layers with at least `threshold`, best score first: chance / distance.
+
+    found, score: [n]; at most n are given, and their number is returned.
+    """
+    layers = chance.shape[0] // experts
+    count = 0
+    for distance in range(1, horizon + 1):
+        m = (layer + distance) % layers
+        for e in range(experts):
+            n = m * experts + e
+            if state[n] != 0 or chance[n] < threshold:
+                continue
+            s = chance[n] / np.float32(distance)
+            if count < found.shape[0]:
+                at = count
+                count += 1
+            elif s > score[count - 1]:
+                at = count - 1
+            else:
+                continue
+            while at > 0 and score[at - 1] < s:
+                found[at] = found[at - 1]
+                score[at] = score[at - 1]
+                at -= 1
+            found[at] = n
+            score[at] = s
+    return count

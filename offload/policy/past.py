@@ -1,0 +1,107 @@
+"""What an expert's past says of its future: decayed frequencies and recencies, and weights for them.
+
+A frequency follows how often an expert was used, over tens to hundreds of tokens; a recency follows how long ago it
+was used last. Roots are there because bursts count less than in proportion. The sums are linear in them, as in a
+self-exciting process (Hawkes 1971); the default weights were fitted on traces of the demo model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+DECAYS = (0.5, 0.8, 0.92, 0.97, 0.99, 0.997)
+ROOTS = (2, 3, 4)
+RECENCIES = (2.0, 8.0, 32.0, 128.0)
+SAMPLES = 300_000
+"""Pairs of a token and an expert that weights are fitted from."""
+HORIZON = 4.0
+"""Tokens over which a future use falls to 1/e of its worth."""
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    prompt_tokens: int = 96
+    """Tokens of a prompt that count, the last ones: a long text would wash away everything else."""
+
+
+PAST = _Limits()
+
+SOON = np.array(
+    [0.441, -0.758, 1.636, 0.564, -0.265, 0.091, -0.944, 0.379, -0.143, -0.082, 0.071, 0.155, -0.022, 0.011],
+    np.float32,
+)
+"""For the probability that the next token uses an expert: frequencies, roots, recencies, constant."""
+LATER = np.array(
+    [0.145, -0.703, 2.345, 0.470, -0.750, 0.207, -1.767, 1.134, -0.177, -0.037, 0.152, 0.375, -0.114, 0.045],
+    np.float32,
+)
+"""For exp(-(tokens to the next use after that) / HORIZON)."""
+
+
+class Past:
+    """The past of all experts, token by token.
+
+    Attributes:
+        frequency: [6, L*E] float32.
+        recency: [4, L*E] float32.
+    """
+
+    def __init__(self, total: int, rate: float) -> None:
+        self.frequency: Floats = np.full((len(DECAYS), total), rate, np.float32)
+        self.recency: Floats = np.zeros((len(RECENCIES), total), np.float32)
+
+    def see(self, used: NDArray[np.int64]) -> None:
+        """One token has used the experts `used`."""
+        for i, decay in enumerate(DECAYS):
+            self.frequency[i] *= decay
+            self.frequency[i, used] += 1 - decay
+        self.recency *= np.exp(-1 / np.array(RECENCIES, np.float32))[:, None]
+        self.recency[:, used] = 1
+
+    def features(self) -> Floats:
+        """[14, L*E] float32: frequencies, roots, recencies, ones."""
+        roots = np.sqrt(self.frequency[list(ROOTS)])
+        return np.concatenate([self.frequency, roots, self.recency, np.ones_like(self.frequency[:1])])
+
+    @classmethod
+    def fit(
+        cls, chosen: NDArray[np.int64], observed: NDArray[np.bool_], experts: int
+    ) -> tuple[Floats, Floats, Floats]:
+        """Weights from what was chosen, token by token: [T, L, K]; `observed` [T] marks tokens of prompts.
+
+        Returns:
+            soon: [14], for the probability that the next decoded token uses an expert.
+            later: [14], for exp(-(tokens to its next use - 1) / HORIZON), given that the next token does not.
+            odds: [T, L*E], the log-odds of `soon` as they were before each token.
+        """
+        tokens, layers, top_k = chosen.shape
+        total = layers * experts
+        used = (chosen + np.arange(layers)[None, :, None] * experts).reshape(tokens, -1)
+        until = np.full((tokens, total), 1e4, np.float32)  # decoded tokens from behind this one to the next use
+        ahead = np.full(total, 1e4, np.float32)
+        for t in range(tokens - 1, -1, -1):
+            until[t] = ahead
+            if not observed[t]:
+                ahead += 1
+                ahead[used[t]] = 1
+        past, random = cls(total, top_k / experts), np.random.default_rng(0)
+        features = np.empty((tokens, 14, total), np.float16)
+        for t in range(tokens):
+            features[t] = past.features()  # before the token
+            past.see(used[t])
+        behind = np.arange(min(100, tokens // 4), tokens - min(100, tokens // 4))
+        behind = behind[~observed[behind]]
+        token = random.choice(behind, SAMPLES)
+        expert = random.integers(0, total, SAMPLES)
+        x = features[token, :, expert].astype(np.float32)
+        first = until[token - 1, expert]
+        soon = np.linalg.lstsq(x, (first == 1).astype(np.float32), rcond=None)[0].astype(np.float32)
+        rest = first > 1
+        later = np.linalg.lstsq(x[rest], np.exp(-(first[rest] - 2) / HORIZON), rcond=None)[0].astype(np.float32)
+        p = np.clip(np.stack([soon @ one.astype(np.float32) for one in features]), 0.003, 0.997)
+        return soon, later, np.log(p / (1 - p)).astype(np.float32)
