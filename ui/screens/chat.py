@@ -119,10 +119,12 @@ class ChatScreen(Screen[None]):
             facts += [driver.ready.kernels, driver.ready.device]
         if not self.conversation.saved:
             facts.insert(0, "not saved")
-        kind = "busy" if room.loading or driver.state is State.ANSWERING else "ready"
+        doing, kind = room.doing, "busy" if room.loading else "ready"
         if not room.loading and driver.state in (State.OFF, State.GONE):
             kind = "bad"
-        self._bar.show(self.conversation.title or "new session", tuple(facts), room.doing, kind)
+        elif not room.loading and self.answering.busy:
+            doing, kind = "answering", "busy"
+        self._bar.show(self.conversation.title or "new session", tuple(facts), doing, kind)
         queued = self.answering.queued
         self._queue.display = bool(queued)
         self._queue.update(f"next: {' '.join(queued[:200].split())}")

@@ -66,7 +66,7 @@ class EngineRoom:
             return f"{words} {done / total:.0%}" if total else words
         if self.failed or self.driver.state in (State.OFF, State.GONE):
             return "no engine"
-        return "answering" if self.driver.state is State.ANSWERING else "ready"
+        return "ready"
 
     async def until_ready(self) -> None:
         """Waits until the model is open.
