@@ -25,14 +25,14 @@ from offload.policy.probes import Probes
 from offload.telemetry.counters import Phase
 from offload.telemetry.routing import ForwardPass, Routing
 
-GAMMA_TOKENS = 3.0
+GAMMA_TOKENS = 1.0
 """Tokens over which a future use falls to 1/e of its worth."""
-HORIZON = 6
+HORIZON = 12
 """Layers ahead that are fetched for."""
 UNTRAINED = np.array(
     [
-        [-0.5, 0.2, 0.0, 0.0, 5.0],
-        [-0.5, 0.4, 0.0, 0.0, 3.5],
+        [0.0, 0.35, 0.0, 0.0, 6.5],
+        [0.0, 0.5, 0.0, 0.0, 4.0],
         [0.0, 1.0, 0.0, 0.0, 0.0],
         [0.0, 1.0, 0.0, 0.0, 0.0],
         [0.0, 1.0, 0.0, 0.0, 0.0],
@@ -45,8 +45,9 @@ QUIET_TOKENS = 16
 """Tokens without a miss after which it stops looking."""
 FEW = 8
 """Fetches proposed at once, at most."""
-DEPTH = 2
-"""Fetches under way for each lane: as one ends, the next has to be there already."""
+DEPTH = 1
+"""Fetches under way for each lane. More of them come in time, but what was not foreseen waits for them: a longer
+queue lost more than it won."""
 
 
 class Auto:
