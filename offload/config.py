@@ -59,7 +59,7 @@ class EngineConfig:
     device: str = "auto"
     lanes: int | None = None
     threads: int | None = None
-    policy: str = "demand"
+    policy: str = "auto"
     policy_options: Mapping[str, float] = field(default_factory=dict)
     knowledge: Path | None = None
     packs_folder: Path | None = None

@@ -20,7 +20,7 @@ from offload.errors import ConfigError
 from profiles import values
 from profiles.budget import Budget
 from profiles.files import line_of, read_toml
-from profiles.paths import config_file, packs_dir
+from profiles.paths import config_file, knowledge_dir, packs_dir
 from profiles.store import DEFAULT_PROFILE, Profile, load_profile
 
 ENVIRONMENT_PREFIX = "FINEMOE_"
@@ -58,7 +58,7 @@ class Settings:
     threads: int | None = field(default=None, metadata=_says(values.THREADS, "Threads that compute"))
     lanes: int | None = field(default=None, metadata=_says(values.LANES, "Threads that read experts"))
     policy: str = field(
-        default="demand", metadata=_says(values.POLICY, "How experts are chosen to be read and evicted")
+        default="auto", metadata=_says(values.POLICY, "How experts are chosen to be read and evicted")
     )
     system: str | None = field(default=None, metadata=_says(values.text, "System prompt"))
     max_new_tokens: int = field(default=512, metadata=_says(values.Whole(1, 1 << 24), "Longest answer in tokens"))
@@ -148,6 +148,7 @@ class Resolved:
             threads=s.threads,
             policy=s.policy,
             packs_folder=packs_dir(),
+            knowledge=knowledge_dir(),
         )
 
     def sampling(self) -> Sampling:

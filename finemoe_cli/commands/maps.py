@@ -1,4 +1,4 @@
-"""``finemoe maps``: what the policy ``finemoe`` has learnt about models."""
+"""``finemoe maps``: what policies have learnt about models, expert maps and predictors."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from profiles.paths import knowledge_dir
 
 if TYPE_CHECKING:
     from offload.policy.maps import MapStore, StoreModel
+    from offload.trace.records import TraceModel
 
 app = typer.Typer(
-    help="Expert maps, from which the policy finemoe predicts: see, make, exchange and delete them.",
+    help="What policies predict from, learnt from traces: see, make, exchange and delete it.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     epilog="""
@@ -82,13 +83,18 @@ def build(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Learn the expert maps of recorded traces, beside those that are there."""
+    """Learn from recorded traces: expert maps, and predictors from traces with residuals.
+
+    Maps are added to those that are there; predictors are fitted anew from all of the traces together.
+    """
     from offload.policy.maps.iteration import iterations
     from offload.policy.maps.shelf import StoreModel
+    from offload.policy.probes import TooLittle
     from offload.trace.file import Trace
 
     output = Output(as_json=as_json, quiet=quiet)
     built = []
+    learners: dict[str, tuple[TraceModel, list[Path]]] = {}
     for path in traces:
         with Trace.open(path) as trace:
             if trace.warning:
@@ -107,10 +113,38 @@ def build(
                     if bars:
                         bars("learn", number + 1, len(trace))
             store.save(_path(model))
+            if trace.header.residuals:
+                learners.setdefault(known.fingerprint, (known, []))[1].append(path)
             built.append({"trace": str(path), "iterations": seen, "added": added} | _said(store))
             output.note(f"{path}: {seen:,} iterations, {added:,} of them new; {_fill(store)}")
+    fitted = []
+    for known, paths in learners.values():
+        try:
+            fitted.append(_fit(known, paths, output))
+        except TooLittle as error:
+            output.warn(f"{error.message}: {error.hint}")
     if as_json:
-        output.json({"built": built})
+        output.json({"built": built, "fitted": fitted})
+
+
+def _fit(model: TraceModel, paths: list[Path], output: Output) -> dict[str, Any]:
+    """Fit predictors from the traces at `paths`, all of `model`, and keep them."""
+    from offload.policy.knowledge import PROBES_FILE, Shape, knowledge_folder, save_probes
+    from offload.policy.probes import fit_probes
+    from offload.trace.file import Trace
+
+    requests = []
+    for path in paths:
+        with Trace.open(path) as trace:
+            requests += list(trace)
+    with output.progress(transient=True, lines=False) as bars:
+        probes = fit_probes(model, requests, bars or (lambda stage, done, total: None))
+    path = knowledge_folder(knowledge_dir(), model.fingerprint) / PROBES_FILE
+    shape = Shape(model.fingerprint, model.name, model.layers, model.experts, model.hidden)
+    save_probes(path, shape, probes)
+    tokens = int(probes.tokens[0])
+    output.note(f"predictors of {model.name}: {format_bytes(probes.memory_bytes)}, from {tokens:,} decoded tokens")
+    return {"model": model.name, "tokens": tokens, "bytes": probes.memory_bytes, "path": str(path)}
 
 
 @app.command("import")
@@ -181,7 +215,7 @@ def clear(
     quiet: options.Quiet = False,
 ) -> None:
     """Delete what has been learnt about a model, also if its files are damaged."""
-    from offload.policy.maps.file import remove
+    from offload.policy.learnt_file import remove
 
     output = Output(quiet=quiet)
     if every and model is not None:

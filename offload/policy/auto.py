@@ -41,17 +41,22 @@ UNTRAINED = np.array(
     np.float32,
 )
 """The blend without probes: the past, and the routers of the next two layers."""
+LOWEST, SLOPE, HIGHEST = 0.35, 0.12, 0.8
+"""The probability that an expert must have to be fetched: LOWEST + SLOPE * moving / computing, HIGHEST at most."""
 QUIET_TOKENS = 16
 """Tokens without a miss after which it stops looking."""
 FEW = 8
 """Fetches proposed at once, at most."""
-DEPTH = 1
-"""Fetches under way for each lane. More of them come in time, but what was not foreseen waits for them: a longer
-queue lost more than it won."""
+DEPTHS = (1, 2)
+"""Fetches under way for each lane where moving an expert takes longer than computing a layer, and where not.
+More of them come in time, but what was not foreseen waits for them: a longer queue lost more than it won."""
 
 
 class Auto:
-    """See the module. Options: ``threshold`` (0..1, instead of the measured one), ``horizon``, ``gamma_tokens``."""
+    """See the module.
+
+    Options: ``threshold`` and ``depth``, instead of what is measured; ``horizon``, in layers; ``gamma_tokens``.
+    """
 
     name = "auto"
     decides_early = True
@@ -91,7 +96,8 @@ class Auto:
         self._score = np.zeros(FEW, np.float32)
         self._asked: dict[int, None] = {}
         self._horizon = whole_option(around, "horizon", min(HORIZON, layers), 0, layers)
-        self._depth = whole_option(around, "depth", DEPTH, 1, FEW)
+        self._fixed_depth = whole_option(around, "depth", 0, 0, FEW)
+        self._depth = DEPTHS[0]
         tokens = option(around, "gamma_tokens", GAMMA_TOKENS, 0.1, 1000)
         self._gamma = np.float32(np.exp(-1 / (tokens * layers)))
         self._fixed_threshold = option(around, "threshold", -1.0, -1.0, 1.0)
@@ -129,7 +135,7 @@ class Auto:
         """See `Policy`."""
         kernels, probes = self._kernels, self._probes
         self._decoding = forward.phase == Phase.DECODE
-        self._threshold = np.float32(self._worthwhile())
+        self._adapt()
         self._has_start = False
         if not self._decoding:
             self._last = None
@@ -263,10 +269,13 @@ class Auto:
             self._worth,
         )
 
-    def _worthwhile(self) -> float:
-        """The probability from which a fetch is expected to save more waiting than it costs."""
-        if self._fixed_threshold >= 0:
-            return self._fixed_threshold
+    def _adapt(self) -> None:
+        """Set the threshold of fetching, and how many fetches go on at once, by the ratio of moving to computing.
+
+        A fetch that turns out wrong costs what others wait for it: the more, the slower the link.
+        """
         rates = self.around.rates
         ratio = rates.read_s / max(rates.layer_s, 1e-9)
-        return float(min(0.8, max(0.2, 0.15 + 0.2 * ratio)))
+        self._depth = self._fixed_depth or DEPTHS[ratio <= 1]
+        measured = min(HIGHEST, LOWEST + SLOPE * ratio)
+        self._threshold = np.float32(self._fixed_threshold if self._fixed_threshold >= 0 else measured)

@@ -24,7 +24,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from offload.errors import ConfigError
+from offload.errors import KnowledgeError
 from offload.policy.past import PAST, Past
 from offload.telemetry.counters import Phase
 from offload.trace.records import TraceModel, TraceRequest
@@ -45,6 +45,10 @@ SMALLEST = 256
 """Decoded tokens without which nothing is fitted."""
 
 Floats = NDArray[np.float32]
+
+
+class TooLittle(KnowledgeError):
+    """Traces hold too little to fit predictors from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +112,12 @@ def fit_probes(
     """Fit all parts on `requests`, which must have been recorded with residuals.
 
     Raises:
-        ConfigError: They hold too little.
+        TooLittle: They hold too few decoded tokens, or no residuals.
     """
     data = _Data.of(model, requests)
     tokens = len(data.inputs)
     if tokens < SMALLEST:
-        raise ConfigError(
+        raise TooLittle(
             f"{tokens} decoded tokens with residuals are too few to fit predictors",
             f"record at least {SMALLEST}: finemoe trace record --residuals",
         )
@@ -212,7 +216,7 @@ class _Data:
                 log_p.append(np.log(np.maximum(one.probabilities[:, 0].astype(np.float32), 1e-7)))
                 number.append(index)
         if not inputs:
-            raise ConfigError(
+            raise TooLittle(
                 "the trace holds no residuals to fit predictors from",
                 "record it with finemoe trace record --residuals",
             )
@@ -246,12 +250,12 @@ class _LowRank:
         projected = np.linalg.solve(root, x.T @ y)  # [X, Y]
         _, vectors = np.linalg.eigh(projected @ projected.T)
         leading = vectors[:, -min(rank, vectors.shape[1]) :]
-        down = np.ascontiguousarray(np.linalg.solve(root.T, leading).T, np.float32)  # [R, X]
-        up = np.ascontiguousarray((leading.T @ projected).T, np.float32)  # [Y, R]
+        down = np.ascontiguousarray(np.linalg.solve(root.T, leading).T).astype(np.float32)  # [R, X]
+        up = np.ascontiguousarray((leading.T @ projected).T).astype(np.float32)  # [Y, R]
         return cls(down, up, (y_mean - up @ (down @ x_mean)).astype(np.float32))
 
     def __call__(self, x: Floats) -> Floats:
-        result: Floats = (x @ self.down.T) @ self.up.T + self.offset
+        result: Floats = ((x @ self.down.T) @ self.up.T + self.offset).astype(np.float32)
         return result
 
 
