@@ -16,8 +16,10 @@ from finemoe_cli.commands import (
     plan,
     profiles,
     pull,
+    replay,
     run,
     sessions,
+    simulate,
     top,
     trace,
 )
@@ -47,6 +49,7 @@ app = typer.Typer(
 app.command(epilog=chat.EPILOG)(chat.chat)
 app.command(epilog=run.EPILOG)(run.run)
 app.command(epilog=top.EPILOG)(top.top)
+app.command(epilog=replay.EPILOG)(replay.replay)
 app.command()(pull.pull)
 app.command()(pack.pack)
 app.command(epilog=plan.EPILOG)(plan.plan)
@@ -54,6 +57,7 @@ app.command()(doctor.doctor)
 app.add_typer(models.app, name="models")
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(trace.app, name="trace")
+app.command(epilog=simulate.EPILOG)(simulate.simulate)
 app.add_typer(maps.app, name="maps")
 app.add_typer(profiles.app, name="profiles")
 app.add_typer(config.app, name="config")

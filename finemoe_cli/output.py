@@ -154,14 +154,16 @@ class Output:
         return typer.confirm(without_controls(f"{what[:1].upper()}{what[1:]}?"), err=True)
 
     @contextmanager
-    def progress(self, *, transient: bool = False, lines: bool = True) -> Iterator[StageProgress | None]:
-        """Bars for work with stages; None when quiet."""
+    def progress(
+        self, *, transient: bool = False, lines: bool = True, eta: bool = False
+    ) -> Iterator[StageProgress | None]:
+        """Bars for work with stages, with the time that is left where ``eta``; None when quiet."""
         if self.quiet:
             yield None
             return
         from ui.progress import StageProgress
 
-        with StageProgress(_console(sys.stderr), transient=transient, lines=lines) as progress:
+        with StageProgress(_console(sys.stderr), transient=transient, lines=lines, eta=eta) as progress:
             yield progress
 
     @contextmanager

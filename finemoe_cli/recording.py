@@ -120,6 +120,7 @@ def _header(engine: Engine, what: Recording, sampling: Sampling, profile: str) -
         device=now.device,
         kernels=now.kernels,
         read_s=rates.read_s,
+        lanes=now.io.lanes,
         residuals=what.residuals,
         prompt_residuals=what.prompt_residuals,
         dataset=what.dataset,

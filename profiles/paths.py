@@ -80,6 +80,11 @@ def embedders_dir() -> Path:
     return cache_dir() / "embedders"
 
 
+def simulations_dir() -> Path:
+    """What simulated policies have learnt from traces, so that it need not be learnt again."""
+    return cache_dir() / "simulations"
+
+
 def boards_dir() -> Path:
     """Live counters of running engines, a file each, gone when its engine ends."""
     return cache_dir() / "boards"

@@ -15,6 +15,7 @@ from rich.progress import (
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 from rich.spinner import Spinner
 from rich.text import Text
@@ -87,9 +88,10 @@ class StageProgress:
         console: Where to draw.
         transient: Remove the bars at the end.
         lines: Whether to write those lines where ``console`` is not a terminal.
+        eta: Whether to show the time that is left.
     """
 
-    def __init__(self, console: Console, *, transient: bool = False, lines: bool = True) -> None:
+    def __init__(self, console: Console, *, transient: bool = False, lines: bool = True, eta: bool = False) -> None:
         self._console = console
         self._lines = lines and not console.is_terminal
         self._tasks: dict[str, TaskID] = {}
@@ -99,6 +101,7 @@ class StageProgress:
             BarColumn(bar_width=28),
             TaskProgressColumn(),
             TimeElapsedColumn(),
+            *([TimeRemainingColumn()] if eta else []),
             console=console,
             transient=transient,
             disable=not console.is_terminal,

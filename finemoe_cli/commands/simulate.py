@@ -1,0 +1,437 @@
+"""``finemoe simulate``: policies, budgets and links tried on a recorded trace, without the model."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from finemoe_cli import options
+from finemoe_cli.output import Output
+from offload.config import POLICIES
+from offload.errors import ConfigError
+from profiles.environment import prepare_process
+from profiles.files import write_atomically
+from profiles.paths import simulations_dir
+
+if TYPE_CHECKING:
+    from finemoe_cli.simulation import Grid
+    from finemoe_cli.simulation_report import Row
+    from offload.trace.file import Trace
+    from offload.trace.simulator import Timing
+
+EPILOG = """
+[bold]Examples[/]
+
+  finemoe simulate demo.trace
+  finemoe simulate demo.trace --policy demand,auto --budget 12.5%,25% --link 1.5 --orders 1
+  finemoe simulate demo.trace --calibrated --budget 25%
+  finemoe simulate demo.trace --policy promoe --option promoe.stride=3 --csv runs.csv --figure runs.svg
+"""
+
+_WHAT = "What is replayed"
+_OUTPUT = "Output"
+_SHARE = re.compile(r"(\d+(?:\.\d+)?)%")
+_SPLIT = re.compile(r"(\d+(?:\.\d+)?):(\d+(?:\.\d+)?)")
+_OPTION = re.compile(r"([a-z-]+)\.([a-z_]+)=(\S+)")
+
+
+def complete_simulated() -> list[str]:
+    """Policies, for the shell."""
+    return [*POLICIES, "belady", "oracle"]
+
+
+def simulate(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="TRACE...", help="Recorded with finemoe trace record; of one model.")
+    ],
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            "--policy",
+            metavar="NAMES",
+            help="Policies, with commas between; all, and belady and oracle, which know the future.",
+            autocompletion=complete_simulated,
+        ),
+    ] = None,
+    budget: Annotated[
+        str,
+        typer.Option("--budget", metavar="SHARES", help="Shares of the experts, such as 25%, or numbers of slots."),
+    ] = "5%,12.5%,25%,50%",
+    link: Annotated[
+        str | None,
+        typer.Option(
+            "--link",
+            metavar="RATIOS",
+            help="Time to move an expert, in times to compute a layer.  [default: 0.5,1.5,4]",
+        ),
+    ] = None,
+    calibrated: Annotated[
+        bool,
+        typer.Option("--calibrated", metavar="", help="Times as they were recorded, in milliseconds, for --link."),
+    ] = False,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", metavar="POLICY.NAME=VALUE", help="A policy's parameter; may be repeated."),
+    ] = None,
+    charge: Annotated[
+        bool,
+        typer.Option("--charge/--no-charge", help="Take the memory of what a policy knows off its budget."),
+    ] = True,
+    demand_only: Annotated[
+        bool,
+        typer.Option("--demand-only", metavar="", help="Leave all reads ahead out: what each eviction is worth."),
+    ] = False,
+    split: Annotated[
+        str,
+        typer.Option(
+            "--split",
+            metavar="A:B",
+            help="Conversations that policies learn from, and that are replayed.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = "70:30",
+    history: Annotated[
+        bool,
+        typer.Option("--history/--no-history", help="Learn from the first part at all.", rich_help_panel=_WHAT),
+    ] = True,
+    orders: Annotated[
+        int,
+        typer.Option(
+            "--orders",
+            metavar="NUMBER",
+            min=1,
+            help="Orders of the conversations; the first as recorded.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = 3,
+    seed: Annotated[
+        int,
+        typer.Option("--seed", metavar="NUMBER", min=0, help="Of the split and the orders.", rich_help_panel=_WHAT),
+    ] = 0,
+    prefill: Annotated[
+        bool | None,
+        typer.Option(
+            "--prefill/--no-prefill",
+            help="Prompts move experts too; not unless --calibrated.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", metavar="NUMBER", min=1, help="Processes; one for each core if not given."),
+    ] = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option("--csv", metavar="FILE", help="Write every run as a line of CSV.", rich_help_panel=_OUTPUT),
+    ] = None,
+    figure: Annotated[
+        Path | None,
+        typer.Option("--figure", metavar="FILE.svg", help="Draw it.", rich_help_panel=_OUTPUT),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", metavar="", help="Replace files that are there.", rich_help_panel=_OUTPUT)
+    ] = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Replay a trace under policies, budgets and links, in simulated time.
+
+    The policies, the cache and all counts are the engine's own; computing and reading are numbers.
+    """
+    output = Output(as_json=as_json, quiet=quiet)
+    names = _policies(policy)
+    shares = _budgets(budget)
+    budgets = [one.strip() for one in budget.split(",")]
+    if calibrated and link is not None:
+        raise ConfigError("both --link and --calibrated are given", "give one of the two")
+    ratios = [] if calibrated else _links(link or "0.5,1.5,4")
+    links = ["calibrated"] if calibrated else [f"{ratio:g}" for ratio in ratios]
+    given = _options(option or [], names)
+    part = _split(split)
+    _check_targets([path for path in (csv, figure) if path is not None], figure, force=force)
+    prefill = calibrated if prefill is None else prefill
+    for warning in prepare_process():
+        output.warn(warning)
+
+    with ExitStack() as stack:
+        with output.waiting("starting"):
+            from finemoe_cli import simulation
+            from finemoe_cli.simulation_history import describe, learn
+            from finemoe_cli.simulation_report import measure, rows_json, rows_of, runs_csv
+            from offload.policy.knowledge import Knowledge
+
+            traces = _open(files, stack, output)
+        model = traces[0].model
+        learnt, orders_of = simulation.split_requests([trace.entries for trace in traces], part, orders, seed)
+        with output.progress(transient=True, lines=False) as bars:
+            tell = bars or _nobody
+            timings, timed = _timings(traces, ratios, tell)
+            known, note = Knowledge(), "nothing was learnt before: --no-history"
+            if history and learnt:
+                known, note = learn(traces, learnt, simulations_dir(), tell)
+            elif history:
+                note = "nothing was learnt before: the split leaves no conversation for it"
+        tokens = sum(traces[trace].entries[number].decoded_tokens for trace, number in orders_of[0])
+        output.note(
+            f"{model.name}: learnt from {_count(len(learnt) if history else 0, 'request')}; replaying "
+            f"{_count(len(orders_of[0]), 'request')} with {tokens:,} decoded tokens"
+        )
+        notes = [note] if note else []
+        notes += [f"reads: {timed}"] if timed else []
+        slots: dict[str, list[int]] = {}
+        taken: dict[str, int] = {}
+        with output.waiting("making the policies"):
+            import offload.policy.kernels  # noqa: F401  Compiled here, once, and not by every process.
+
+            for name in names:
+                said = simulation.check_policy_options(name, model, known, given.get(name, {}))
+                notes += [f"{name}: {said}"] if said else []
+        for name in dict.fromkeys([*names, *simulation.REFERENCES]):
+            slots[name], taken[name] = simulation.slots_for(
+                name, shares, model, known, given.get(name, {}), charge=charge
+            )
+        for one in notes:
+            output.note(one)
+        grid = simulation.Grid(
+            traces=tuple(trace.path for trace in traces),
+            held_out=orders_of,
+            timings=timings,
+            prefill=prefill,
+            options=given,
+            knowledge=known,
+            runs=simulation.plan_runs(names, slots, len(timings), orders, demand_only=demand_only),
+        )
+    with output.progress(transient=True, lines=False, eta=True) as bars:
+        outcomes = simulation.run_grid(
+            grid, jobs or len(os.sched_getaffinity(0)), _progress(output, bars, len(grid.runs))
+        )
+    measured = measure(grid, outcomes)
+    rows = rows_of(grid, outcomes, measured, names)
+    if csv is not None:
+        write_atomically(csv, runs_csv(measured, budgets, links))
+    if figure is not None:
+        write_atomically(figure, _figure(model.name, rows, names, budgets, links))
+    if not as_json:
+        _print(output, rows, budgets, links, grid, orders)
+        return
+    output.json(
+        {
+            "traces": [str(path) for path in files],
+            "model": model.name,
+            "history_requests": len(learnt) if history else 0,
+            "requests": len(orders_of[0]),
+            "tokens": tokens,
+            "seed": seed,
+            "orders": orders,
+            "prefill": prefill,
+            "demand_only": demand_only,
+            "unit": "s" if calibrated else "layers",
+            "links": [_timing_json(name, one) for name, one in zip(links, timings, strict=True)],
+            "learnt": describe(known),
+            "policy_bytes": {name: taken[name] for name in names},
+            "notes": notes,
+            "rows": rows_json(rows, budgets, links),
+        }
+    )
+
+
+def _open(files: Sequence[Path], stack: ExitStack, output: Output) -> list[Trace]:
+    from offload.trace.file import Trace
+
+    traces = [stack.enter_context(Trace.open(path)) for path in files]
+    for trace in traces:
+        if trace.warning:
+            output.warn(trace.warning)
+        trace.check_model(traces[0].model.fingerprint)
+    return traces
+
+
+def _timings(
+    traces: Sequence[Trace], ratios: Sequence[float], tell: Callable[[str, int, int], None]
+) -> tuple[tuple[Timing, ...], str]:
+    from offload.trace.simulator import Timing
+
+    if ratios:
+        return tuple(Timing(layer_s=1.0, read_s=ratio) for ratio in ratios), ""
+    from finemoe_cli.simulation_timing import calibrated
+
+    timing, words = calibrated(traces, tell)
+    return (timing,), words
+
+
+def _progress(output: Output, bars: Callable[[str, int, int], None] | None, total: int) -> Callable[[int], None]:
+    """A bar on a terminal; elsewhere a line for each tenth, with the time that is left."""
+    began = time.monotonic()
+    on_terminal = sys.stderr.isatty()
+
+    def done(count: int) -> None:
+        if bars is not None and on_terminal:
+            bars("simulating", count, total)
+        elif total >= 10 and count * 10 // total != (count - 1) * 10 // total and count < total:
+            left = (time.monotonic() - began) / count * (total - count)
+            output.note(f"{count} of {total} simulations, {_duration(left)} left")
+
+    return done
+
+
+def _print(
+    output: Output, rows: Sequence[Row], budgets: Sequence[str], links: Sequence[str], grid: Grid, orders: int
+) -> None:
+    from rich.text import Text
+
+    from finemoe_cli.simulation_report import table_of
+
+    for budget, share in enumerate(budgets):
+        for place, name in enumerate(links):
+            timing = grid.timings[place]
+            of_link = f"an expert takes {name} layers to move"
+            if timing.reads_s or timing.recorded_prompts:
+                of_link = (
+                    f"a layer takes {1e3 * timing.layer_s:.2f} ms, an expert {1e3 * timing.read_s:.2f} ms to move "
+                    f"({_count(timing.lanes, 'lane')}); times in ms"
+                )
+            resident = f"{share} of the experts" if share.endswith("%") else f"{share} slots"
+            if budget or place:
+                output.line("")
+            output.render(Text(f"{resident}, {of_link}", "bold"))
+            output.render(
+                table_of(
+                    [row for row in rows if (row.budget, row.link) == (budget, place)],
+                    orders=orders,
+                    in_ms=links == ["calibrated"],
+                    ttft=grid.prefill,
+                )
+            )
+
+
+def _figure(
+    model: str, rows: Sequence[Row], names: Sequence[str], budgets: Sequence[str], links: Sequence[str]
+) -> str:
+    from ui.figures import Panel, Series, lines_svg
+
+    found = {(row.policy, row.budget, row.link): row for row in rows}
+
+    def series(link: int, metric: str) -> list[Series]:
+        return [
+            Series(name, [found[name, budget, link].metrics[metric].median for budget in range(len(budgets))])
+            for name in names
+        ]
+
+    unit = "as recorded" if links == ["calibrated"] else "an expert takes {} layers"
+    panels = [
+        Panel(f"Waiting, of demand's; {unit.format(link)}", budgets, series(place, "stall_vs_demand"))
+        for place, link in enumerate(links)
+    ]
+    panels += [
+        Panel(f"Hit rate; {unit.format(link)}", budgets, series(place, "hit_rate"))
+        for place, link in enumerate(links)
+    ]
+    return lines_svg(f"{model}: policies by budget", panels, columns=max(1, len(links)))
+
+
+def _timing_json(name: str, timing: Timing) -> dict[str, Any]:
+    return {
+        "link": name,
+        "layer": timing.layer_s,
+        "read": timing.read_s,
+        "lanes": timing.lanes,
+        "recorded_reads": len(timing.reads_s),
+    }
+
+
+def _policies(text: str | None) -> list[str]:
+    known = complete_simulated()
+    names = known if text is None else _words(text, "--policy")
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"unknown policy '{name}'", f"choose of {', '.join(known)}")
+    return list(dict.fromkeys(names))
+
+
+def _budgets(text: str) -> list[float | int]:
+    found: list[float | int] = []
+    for word in _words(text, "--budget"):
+        share = _SHARE.fullmatch(word)
+        value = float(share.group(1)) / 100 if share else int(word) if word.isascii() and word.isdigit() else 0
+        if value <= 0 or (share and value > 1):
+            raise ConfigError(f"'{word}' is not a budget", "give shares up to 100%, such as 12.5%, or slots: 450")
+        found.append(value)
+    return found
+
+
+def _links(text: str) -> list[float]:
+    found = []
+    for word in _words(text, "--link"):
+        try:
+            ratio = float(word)
+        except ValueError:
+            ratio = 0.0
+        if not 0 < ratio <= 10_000:
+            raise ConfigError(
+                f"'{word}' is not a link", "give how many layers an expert takes to move, above 0, such as 1.5"
+            )
+        found.append(ratio)
+    return found
+
+
+def _split(text: str) -> float:
+    match = _SPLIT.fullmatch(text.strip())
+    parts = [float(part) for part in match.groups()] if match else []
+    if not parts or parts[1] == 0:
+        raise ConfigError(f"'{text}' is not a split", "give two numbers, such as 70:30; the second above 0")
+    return parts[0] / sum(parts)
+
+
+def _options(words: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for word in words:
+        match = _OPTION.fullmatch(word.strip())
+        try:
+            value = float(match.group(3)) if match else math.nan
+        except ValueError:
+            value = math.nan
+        if match is None or not math.isfinite(value):
+            raise ConfigError(f"'{word}' is not an option", "write POLICY.NAME=NUMBER, such as promoe.stride=3")
+        if match.group(1) not in names:
+            raise ConfigError(f"option '{word}' is of a policy that is not simulated", f"of {', '.join(names)}")
+        found.setdefault(match.group(1), {})[match.group(2)] = value
+    return found
+
+
+def _words(text: str, name: str) -> list[str]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(words):
+        raise ConfigError(f"{name} '{text}' has an empty place", "put one comma between two values")
+    return words
+
+
+def _check_targets(paths: Sequence[Path], figure: Path | None, *, force: bool) -> None:
+    """Before anything is computed, which may take long."""
+    if figure is not None and figure.suffix != ".svg":
+        raise ConfigError(f"{figure} is no name of an SVG file", "figures are SVG: call it FILE.svg")
+    for path in paths:
+        if path.exists() and not force:
+            raise ConfigError(f"{path} is there already", "choose another name, or say --force")
+        if not path.absolute().parent.is_dir():
+            raise ConfigError(f"there is no folder {path.absolute().parent}", "make it, or choose another place")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def _nobody(stage: str, done: int, total: int) -> None:
+    """Where nothing is shown."""
