@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import gc
+import importlib
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,8 +18,9 @@ from offload.errors import FinemoeError
 from offload.memory.budget import MemoryPlan, make_plan
 from offload.memory.residency import Residency
 from offload.models import ModelSpec
-from offload.policy import Surroundings, check_policy, make_policy
-from offload.policy.knowledge import Knowledge, Shape, load_knowledge, policy_bytes_of, save_learnt
+from offload.policy import Policy, Surroundings, check_policy, make_policy
+from offload.policy.knowledge import Shape, load_knowledge, policy_bytes_of, save_learnt
+from offload.runtime.compile import compile_kernels
 from offload.runtime.device import device_memory_bytes, peak_bytes
 from offload.runtime.kv import KVCache
 from offload.runtime.tier import Tier
@@ -51,6 +54,7 @@ class LoadedModel:
         counters: Counters,
         watch: Watch,
         plan: MemoryPlan,
+        fraction: float | None,
         decode: Callable[[int], torch.Tensor] | None,
         shape: Shape,
         knowledge: Path | None,
@@ -66,6 +70,7 @@ class LoadedModel:
         self.counters = counters
         self.watch = watch
         self.plan = plan
+        self._fraction = fraction  # the share of experts that was asked for, where the plan follows from one
         self._store = store
         self._tier = tier
         self._lanes = lanes
@@ -73,7 +78,7 @@ class LoadedModel:
         self._shape = shape
         self._knowledge = knowledge
         self._proposed: MemoryPlan | None = None
-        self._proposed_policy: tuple[str, Knowledge] | None = None
+        self._proposed_policy: tuple[Policy, Surroundings] | None = None
         self._proposing = threading.Lock()
 
     def route_forward(self, on_logits: Callable[[torch.Tensor], None]) -> None:
@@ -109,39 +114,50 @@ class LoadedModel:
             BudgetTooSmall, BudgetTooLarge: The budget cannot be kept; nothing changes.
         """
         memory = device_memory_bytes(self.device)
-        now = self._proposed or self.plan
-        plan = make_plan(self.spec, now.fixed, self.plan.slot_bytes, budget_bytes, experts_fraction, memory)
         with self._proposing:
-            self._proposed = plan
+            now = self._proposed or self.plan
+            self._proposed = make_plan(self.spec, now.fixed, now.slot_bytes, budget_bytes, experts_fraction, memory)
+            self._fraction = experts_fraction
 
     def propose_policy(self, name: str) -> None:
         """Another policy decides from the next `apply_changes` on.
 
+        A budget in bytes stays, and what the policy takes costs slots; a share of the experts stays a share. The
+        policy is made here, where no token waits for it.
+
         Raises:
-            ConfigError: There is no such policy.
-            BudgetTooSmall: What it has learnt does not fit into the budget.
+            ConfigError: There is no such policy, or it does not take the options that the engine was opened with.
+            BudgetTooSmall, BudgetTooLarge: What it has learnt does not fit into the budget, or into the machine.
         """
         check_policy(name)
         knowledge = load_knowledge(self._knowledge, self._shape, name)
+        if knowledge.note:
+            logger.warning("%s", knowledge.note)
         taken = policy_bytes_of(self._shape, name, knowledge, self.around.options)
+        grown = _load_kernels() if name == "auto" else 0
         if self.device.type != "cpu":
-            taken = 0
+            taken = grown = 0
+        around = replace(self.around, knowledge=knowledge)
+        policy = make_policy(name, around)
+        memory = device_memory_bytes(self.device)
         with self._proposing:
             now = self._proposed or self.plan
-            fixed = replace(now.fixed, policy_bytes=taken)
-            memory = device_memory_bytes(self.device)
-            self._proposed = make_plan(self.spec, fixed, now.slot_bytes, now.budget_bytes, None, memory)
-            self._proposed_policy = name, knowledge
+            fixed = replace(now.fixed, policy_bytes=taken, base_bytes=now.fixed.base_bytes + grown)
+            budget = now.budget_bytes if self._fraction is None else None
+            self._proposed = make_plan(self.spec, fixed, now.slot_bytes, budget, self._fraction, memory)
+            self._proposed_policy = policy, around
 
     def apply_changes(self) -> None:
         """Go over to the proposed policy and plan, if there are any. Between forward passes only."""
         with self._proposing:
             plan, self._proposed = self._proposed, None
             policy, self._proposed_policy = self._proposed_policy, None
+            if plan is not None:
+                self.plan = plan  # at once: the next proposal builds on it
         if policy is not None:
             self._keep_learnt()
-            name, self.around.knowledge = policy
-            self.watch.set_policy(make_policy(name, self.around))
+            decider, self.around = policy
+            self.watch.set_policy(decider)
         if plan is not None:
             self._resize(plan)
 
@@ -152,7 +168,6 @@ class LoadedModel:
             self.fetcher.evict_down_to(plan.slots)
         for slot in self.residency.resize(plan.slots):
             self._tier.release(slot)
-        self.plan = plan
 
     def memory_use(self) -> MemoryUse:
         """The plan, and what is really taken: of the process's memory, or on CUDA of the device's."""
@@ -195,3 +210,13 @@ class LoadedModel:
         self.model = None
         gc.collect()
         self._tier.close()
+
+
+def _load_kernels() -> int:
+    """Make sure that the compiled part of `auto` is in memory; the bytes that the process has grown by."""
+    if "offload.policy.auto_kernels" in sys.modules:
+        return 0
+    compile_kernels()
+    before = resident_bytes()
+    importlib.import_module("offload.policy.auto_kernels")
+    return max(0, resident_bytes() - before)

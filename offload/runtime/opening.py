@@ -166,6 +166,7 @@ def load_model(config: EngineConfig, progress: Progress | None = None) -> Loaded
         counters,
         watch,
         plan,
+        fraction if config.budget_bytes is None else None,
         decode,
         shape,
         config.knowledge,

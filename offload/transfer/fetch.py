@@ -114,10 +114,13 @@ class ExpertFetcher:
         self.collect()
 
     def collect(self) -> None:
-        """Book the reads that came in meanwhile."""
+        """Book the reads that came in meanwhile.
+
+        Raises:
+            ExpertReadError: An expert that the computation waits for could not be read.
+        """
         if self._link.in_flight:
-            for completion in self._link.poll():
-                self._book(completion)
+            self._book_all(self._link.poll())
 
     def request(self, layer: int, experts: Sequence[int]) -> None:
         """Count and pin the distinct `experts` that one token needs of `layer`, and read those that are absent.
@@ -145,14 +148,14 @@ class ExpertFetcher:
         started = self._now_ns()
         completions = self._link.wait()
         self._counters.stall_ns[self.phase, layer] += self._now_ns() - started
-        failure = None
-        for completion in completions:
-            failure = self._book(completion) or failure
-        if failure is not None:
-            raise failure
+        self._book_all(completions)
 
     def look_ahead(self, layer: int) -> None:
-        """Do what the policy decides while `layer` computes. Its experts must be pinned."""
+        """Do what the policy decides while `layer` computes. Its experts must be pinned.
+
+        Raises:
+            ExpertReadError: One of them could not be read.
+        """
         self.collect()
         decision = self.policy.decide(layer)
         for expert in decision.cancel:
@@ -308,6 +311,14 @@ class ExpertFetcher:
         if self.fresh[victim]:
             self.fresh[victim] = 0
             self._counters.bytes_prefetch_wasted[self.phase] += int(self._landed[victim])
+
+    def _book_all(self, completions: Sequence[Completion]) -> None:
+        """Take all of them into account, and only then raise."""
+        failure = None
+        for completion in completions:
+            failure = self._book(completion) or failure
+        if failure is not None:
+            raise failure
 
     def _book(self, completion: Completion) -> ExpertReadError | None:
         """Take a finished read into account; the error if the computation needs an expert that failed."""

@@ -32,7 +32,11 @@ class Checked:
         self._policy, self._around = policy, around
         self._running = False
         self.name, self.note = policy.name, policy.note
-        self.looks_ahead, self.wants_residual = policy.looks_ahead, policy.wants_residual
+        self.decides_early, self.wants_residual = policy.decides_early, policy.wants_residual
+
+    @property
+    def looks_ahead(self) -> bool:
+        return self._policy.looks_ahead
 
     def begin_pass(self, forward: ForwardPass) -> None:
         self._policy.begin_pass(forward)
@@ -41,6 +45,7 @@ class Checked:
         self._policy.routed(routing)
 
     def decide(self, layer: int) -> Decision:
+        assert 0 <= layer < self._around.layers or (layer == -1 and self.decides_early)
         state = self._around.residency.state
         decision = self._policy.decide(layer)
         experts = [one.expert for one in decision.fetch]
