@@ -36,6 +36,7 @@ class TraceHeader:
         slots: Experts that could be resident.
         device / kernels: What computed.
         read_s: Time the link needed for one expert when the engine was opened, seconds.
+        lanes: Reads that went on at once.
         residuals / prompt_residuals: Whether residual streams of decoded tokens and of prompts were kept.
         dataset: Where the prompts came from.
         sampling: How tokens were chosen, by the names of `offload.Sampling`.
@@ -50,6 +51,7 @@ class TraceHeader:
     device: str = ""
     kernels: str = ""
     read_s: float = 0.0
+    lanes: int = 0
     residuals: bool = False
     prompt_residuals: bool = False
     dataset: str = ""
