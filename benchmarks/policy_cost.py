@@ -49,6 +49,7 @@ class Timed:
         self._decoding = False
         self.spent: list[NDArray[np.float64]] = []
         self.name = policy.name
+        self.decides_early = policy.decides_early
 
     @property
     def note(self) -> str:
