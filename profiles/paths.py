@@ -70,9 +70,19 @@ def knowledge_dir() -> Path:
     return data_dir() / "knowledge"
 
 
+def draft_file() -> Path:
+    """What was written in the chat's prompt and not sent."""
+    return data_dir() / "draft.txt"
+
+
 def recordings_dir() -> Path:
     """Recordings of chats."""
     return data_dir() / "recordings"
+
+
+def runs_dir() -> Path:
+    """Evaluations, one folder each."""
+    return data_dir() / "runs"
 
 
 def embedders_dir() -> Path:

@@ -39,7 +39,7 @@ def terminal(finemoe):
 
 
 def test_a_whole_conversation(with_demo, terminal, sessions):
-    """First start, question, streaming, stop, again, branch, search, profile during a reply, sizes, quit, resume."""
+    """First start, streaming, stop, again, branch, search, profile during a reply, sizes, quit, resume."""
     with terminal("chat", *GREEDY, "-n", "12") as screen:
         screen.sees("Why is the sky blue?", "Enter sends")
         screen.type("Name three rivers.\r")

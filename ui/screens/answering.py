@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ class Answering:
         self._reply = Reply(_ignore)
         self._note = ""
         self._first_sent = 0
+        self._next_drain = 0.0
 
     @property
     def busy(self) -> bool:
@@ -78,12 +80,25 @@ class Answering:
         self._note = f" · {text}"
 
     async def drain(self) -> None:
-        """Shows and keeps what came since last time; called ten times a second."""
-        if self._turn is None:
+        """Shows and keeps what came since last time; called ten times a second.
+
+        A long reply takes longer to lay out. It is then drawn less often, so that three quarters of the time are
+        left for everything else.
+        """
+        begun = time.monotonic()
+        if self._turn is None or begun < self._next_drain:
             return
         text = await self._turn.drain(self._reply.tokens, self._note)
-        if text and self._turn is not None:
+        if not text:
+            return
+        if self._turn is not None:
             self._keep_text(text)
+
+        def drawn() -> None:
+            now = time.monotonic()
+            self._next_drain = now + 3 * (now - begun)
+
+        self._screen.call_after_refresh(drawn)
 
     async def _answer(self) -> None:
         room, conversation = self._screen.room, self._screen.conversation

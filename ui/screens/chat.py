@@ -15,6 +15,7 @@ from offload.service.messages import Ready
 from offload.units import format_bytes
 from ui.chat.commands import Commands, code_blocks
 from ui.chat.conversation import Conversation
+from ui.chat.draft import keep_draft, take_draft
 from ui.chat.engine import State
 from ui.chat.keymap import CHAT_KEYS
 from ui.chat.setup import ChatSetup
@@ -382,6 +383,7 @@ class ChatScreen(Screen[None]):
                 self.answering.keep_on_quit()
             except FinemoeError:
                 pass  # That nothing can be saved was told.
+            keep_draft(self.prompt.whole)
             self.telemetry.close()
 
     async def on_unmount(self) -> None:
@@ -400,6 +402,7 @@ class ChatScreen(Screen[None]):
         except FinemoeError as error:
             self.tell(error)
         await self.show_session(chosen)
+        self.prompt.set_text(take_draft())
         for warning in self.setup.warnings:
             await self.say(warning, "warning")
 

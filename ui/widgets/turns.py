@@ -11,13 +11,13 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
 from textual.message import Message as Event
-from textual.widgets import Markdown, Static
-from textual.widgets.markdown import MarkdownStream
+from textual.widgets import Static
 
 from ui.chat.keymap import MESSAGE_KEYS
 from ui.sessions import Message
 from ui.stats import status_line
 from ui.text import without_controls
+from ui.widgets.markdown import MarkdownWriter, ReplyMarkdown
 
 SHOWN_LINES = 30
 SHOWN_CHARACTERS = 6_000
@@ -110,18 +110,6 @@ class UserTurn(Turn):
             yield Static(self._versions, classes="status", markup=False)
 
 
-class ReplyMarkdown(Markdown):
-    """A reply. Links open only when they are clicked, and only pages of the web."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text, open_links=False)
-
-    def on_markdown_link_clicked(self, event: Markdown.LinkClicked) -> None:
-        event.stop()
-        if event.href.startswith(("https://", "http://")):
-            self.app.open_url(event.href)
-
-
 class ReplyTurn(Turn):
     """A reply of the model's, whole or just coming."""
 
@@ -130,7 +118,7 @@ class ReplyTurn(Turn):
         self._waiting = waiting
         self._pieces: list[str] = []
         self._new: list[str] = []
-        self._stream: MarkdownStream | None = None
+        self._writer: MarkdownWriter | None = None
         self._drawing = asyncio.Lock()
         self._done = message is not None
         self._begun = time.monotonic()
@@ -138,7 +126,7 @@ class ReplyTurn(Turn):
 
     @property
     def text(self) -> str:
-        return "".join(self._pieces) if self._stream or self._pieces else super().text
+        return "".join(self._pieces) if self._pieces else super().text
 
     def compose(self) -> ComposeResult:
         yield ReplyMarkdown(without_controls(super().text))
@@ -164,9 +152,9 @@ class ReplyTurn(Turn):
                 return ""
             text, self._new = "".join(self._new), []
             if text:
-                if self._stream is None:
-                    self._stream = Markdown.get_stream(self.query_one(ReplyMarkdown))
-                await self._stream.write(without_controls(text))
+                if self._writer is None:
+                    self._writer = MarkdownWriter(self, self.query_one(ReplyMarkdown))
+                await self._writer.write(without_controls(text))
             self._show_speed(tokens, note)
             return text
 
@@ -184,16 +172,24 @@ class ReplyTurn(Turn):
         async with self._drawing:
             self._done = True
             self.message, self.versions = message, versions
-            if self._stream is not None:
-                stream, self._stream = self._stream, None
-                await stream.stop()
             self._pieces, self._new = [], []
-            await self.query_one(ReplyMarkdown).update(without_controls(text))
+            drawn = self._writer.whole if self._writer is not None else ""
+            if self._writer is None:
+                self._writer = MarkdownWriter(self, self.query_one(ReplyMarkdown))
+            if without_controls(text).startswith(drawn):
+                await self._writer.write(without_controls(text)[len(drawn) :])
+                await self._writer.close()
+            else:  # It is not what came: the engine has the last word.
+                await self._writer.close()
+                await self.query(ReplyMarkdown).exclude(":first-child").remove()
+                await self.query_one(ReplyMarkdown).update(without_controls(text))
+            self._writer = None
             self._waiting = "" if message else "stopped before the first word"
-            self._show_status(self._status_of_message())
+            self._show_status(self._status_of_message(), layout=True)
 
-    def _show_status(self, text: str) -> None:
-        self.query_one(".status", Static).update(text)
+    def _show_status(self, text: str, *, layout: bool = False) -> None:
+        # While a reply comes the line stays one line: nothing has to be laid out anew ten times a second.
+        self.query_one(".status", Static).update(text, layout=layout)
 
     def _status_of_message(self) -> str:
         if self.message is None:

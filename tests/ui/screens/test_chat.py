@@ -207,14 +207,21 @@ def test_quitting_in_the_middle_keeps_everything(run_chat):
         chat.script.engine.say(1)
         await chat.sees("one")
         await chat.send("And then?")
+        await chat.write("Not sent yet")
         await chat.pilot.press("ctrl+q")
         await chat.until(lambda: not chat.app.is_running)
+
+    async def again(chat):
+        assert chat.screen.prompt.text == "Not sent yet"
+        await chat.write("")
 
     script = run_chat(flow, Script([["one ", "two"]], held=True))
     assert script.engine.closed
     with SessionStore.open(run_chat.database) as store:
         kept = [(one.role, one.content, one.finish_reason) for one in store.path(store.latest().leaf)]
     assert kept == [("user", "Count.", None), ("assistant", "one ", "stopped"), ("user", "And then?", None)]
+    run_chat(again)
+    run_chat(lambda chat: chat.until(lambda: chat.screen.prompt.text == ""))
 
 
 def test_ctrl_c_stops_and_the_second_one_quits(run_chat):

@@ -1,0 +1,95 @@
+"""Markdown that grows.
+
+A long document in one widget is laid out whole with every change, so that a reply of thousands of tokens would keep
+the screen busy with itself. It is written in parts: what has become long and cannot change any more is left alone,
+and a new widget goes on below it.
+"""
+
+from __future__ import annotations
+
+from markdown_it import MarkdownIt
+from textual.widget import Widget
+from textual.widgets import Markdown
+from textual.widgets.markdown import MarkdownStream
+
+PART_CHARACTERS = 1_500
+"""From here on a part is closed where a block ends."""
+
+
+class ReplyMarkdown(Markdown):
+    """A reply, or a part of one. Links open only when they are clicked, and only pages of the web."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, open_links=False)
+
+    def on_markdown_link_clicked(self, event: Markdown.LinkClicked) -> None:
+        event.stop()
+        if event.href.startswith(("https://", "http://")):
+            self.app.open_url(event.href)
+
+
+class MarkdownWriter:
+    """Writes a document as it comes.
+
+    Args:
+        parent: Where further parts are mounted, each after the one before.
+        first: The first part, empty.
+
+    Attributes:
+        whole: All that was written.
+    """
+
+    def __init__(self, parent: Widget, first: ReplyMarkdown) -> None:
+        self.whole = ""
+        self._parent = parent
+        self._part = first
+        self._text = ""
+        self._look_again = PART_CHARACTERS
+        self._stream: MarkdownStream | None = None
+
+    async def write(self, text: str) -> None:
+        """Adds ``text`` at the end."""
+        if not text:
+            return
+        self.whole += text
+        self._text += text
+        if self._stream is None:
+            self._stream = Markdown.get_stream(self._part)
+        await self._stream.write(text)
+        if len(self._text) >= self._look_again:
+            await self._begin_part()
+
+    async def close(self) -> None:
+        """It is whole: its last part is laid out once more, as a document that will not grow."""
+        await self._stop()
+        if self._text:
+            await self._part.update(self._text)
+
+    async def _begin_part(self) -> None:
+        """Closes the part before its last block, if it has more than one."""
+        begin = last_block(self._text)
+        if not begin:
+            self._look_again = len(self._text) + PART_CHARACTERS
+            return
+        done, rest = self._text[:begin], self._text[begin:]
+        await self._stop()
+        with self._parent.app.batch_update():
+            await self._part.update(done)
+            part = ReplyMarkdown(rest)
+            await self._parent.mount(part, after=self._part)
+        self._part, self._text = part, rest
+        self._look_again = max(PART_CHARACTERS, len(rest) + PART_CHARACTERS // 2)
+
+    async def _stop(self) -> None:
+        if self._stream is not None:
+            stream, self._stream = self._stream, None
+            await stream.stop()
+
+
+def last_block(text: str) -> int:
+    """Where the last block of a document begins, in characters; 0 if it is the only one."""
+    tokens = MarkdownIt("gfm-like").parse(text)
+    lines = [token.map[0] for token in tokens if token.map is not None and token.level == 0]
+    if not lines:
+        return 0
+    return sum(len(line) + 1 for line in text.split("\n")[: lines[-1]])
