@@ -12,7 +12,6 @@ from textual.widgets import Footer, Static
 
 from offload.errors import BoardError
 from offload.service.board import BoardReader
-from ui.panes.column import PaneColumn
 from ui.panes.status_line import StatusLine
 from ui.source import TelemetrySource
 from ui.text import without_controls
@@ -53,13 +52,15 @@ class MonitorApp(WatchApp):
     def __init__(self, source: LiveSource, *, ascii: bool = False, theme: str = DEFAULT) -> None:
         super().__init__(ascii=ascii, theme=theme)
         self._source = source
+        self._head = Static(id="head", markup=False)
+        self._line = StatusLine(ascii=ascii, id="line")
         self.ended = False
 
     def compose(self) -> ComposeResult:
-        yield Static(id="head", markup=False)
+        yield self._head
         with Container(id="watched"):
-            yield PaneColumn("full", ascii=self.ascii)
-            yield StatusLine(ascii=self.ascii, id="line")
+            yield self.panes
+            yield self._line
         yield Footer(show_command_palette=False)
 
     def on_mount(self) -> None:
@@ -82,14 +83,10 @@ class MonitorApp(WatchApp):
         self.ended = not alive
         if new:
             self.show()
-            line = self.screen_stack[0].query_one(StatusLine)
-            line.history = self.history
-            if line.display:
-                line.show(self.history)
+            self._line.show(self.history)
         self._say()
 
     def _say(self) -> None:
-        head = self.screen_stack[0].query_one("#head", Static)
         facts = self.history.facts
         dot = " | " if self.ascii else " · "
         words = (
@@ -99,8 +96,8 @@ class MonitorApp(WatchApp):
         )
         if self.ended:
             words.append("has ended; this is its last picture")
-        head.set_class(self.ended, "-ended")
-        head.update(Text(without_controls(dot.join(words)), no_wrap=True, overflow="ellipsis"))
+        self._head.set_class(self.ended, "-ended")
+        self._head.update(Text(without_controls(dot.join(words)), no_wrap=True, overflow="ellipsis"))
 
 
 def run_monitor(board_path: Path) -> int:

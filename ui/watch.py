@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import locale
+import sys
 from typing import ClassVar
 
 from textual.app import App
@@ -14,6 +15,7 @@ from ui.panes.column import LayoutMode, PaneColumn
 from ui.panes.history import FrameHistory
 from ui.panes.token_routing import TokenText
 from ui.screens.experts import ExpertsScreen
+from ui.widgets.ascii import AsciiFilter
 from ui.widgets.themes import DEFAULT, THEMES
 
 SIDE_COLUMNS = 100
@@ -28,7 +30,8 @@ class WatchApp(App[None]):
         theme: Name of the theme; one that is not known is the default.
 
     Attributes:
-        history: What the panes draw.
+        panes: To be put on the screen by who inherits.
+        history: What they draw.
         token_text: Gives the text of a token, where that is known.
     """
 
@@ -47,15 +50,15 @@ class WatchApp(App[None]):
     def __init__(self, *, ascii: bool = False, theme: str = DEFAULT) -> None:
         super().__init__()
         self.ascii = ascii
+        self.panes = PaneColumn(self.LAYOUTS[0], ascii=ascii)
         self.history = FrameHistory()
         self.token_text: TokenText | None = None
+        if ascii:
+            utf8 = (getattr(sys.__stdout__, "encoding", None) or "").lower().replace("-", "") == "utf8"
+            self._filters.append(AsciiFilter(keep_letters=utf8))
         for known in THEMES:
             self.register_theme(known)
         self.theme = theme if theme in self.available_themes else DEFAULT
-
-    @property
-    def panes(self) -> PaneColumn:
-        return self.screen_stack[0].query_one(PaneColumn)
 
     def show(self) -> None:
         """Draws the history."""

@@ -1,6 +1,6 @@
 """Pictures of screens as text, compared with those that are kept.
 
-A picture is ``NAME.txt`` in the folder ``screens`` beside the test. With ``FINEMOE_TEST_UPDATE=1`` in the
+A picture is ``NAME.txt`` in the folder ``pictures`` beside the test. With ``FINEMOE_TEST_UPDATE=1`` in the
 environment they are written instead of compared: look at the difference before it is committed.
 """
 
@@ -82,7 +82,7 @@ class Pictures:
 @pytest.fixture
 def pictures(request: pytest.FixtureRequest) -> Pictures:
     """The pictures beside the test that asks."""
-    return Pictures(request.path.parent / "screens")
+    return Pictures(request.path.parent / "pictures")
 
 
 def _hex(colour: Any) -> str:

@@ -185,9 +185,18 @@ class SyntheticEngine:
         rss = base + dense + kv // 4 + work // 2 + resident
         self._peak = max(self._peak, rss)
         memory = MemoryUse(
-            base + dense + kv + work + arena, self._peak, rss, base, dense, kv, work, 0, arena, self.slots,
-            self.facts.slot_bytes,
-        )  # fmt: skip
+            budget_bytes=base + dense + kv + work + arena,
+            peak_bytes=self._peak,
+            rss_bytes=rss,
+            base_bytes=base,
+            dense_bytes=dense,
+            kv_bytes=kv,
+            workspace_bytes=work,
+            staging_bytes=0,
+            arena_bytes=arena,
+            slots=self.slots,
+            slot_bytes=self.facts.slot_bytes,
+        )
         return Frame(
             self.facts, self.time, self.phase, "finemoe" if self._predicted else "lru", self.profile, self.requests,
             self.tokens, self.ttft, self.last_token, self._predicted > 0, "", self.state.copy(), self.fresh.copy(),

@@ -28,6 +28,7 @@ _HUES = ("absent", "resident", "prefetched", "late")
 _TIER_ORDER = (3, 0, 1, 2)
 """Where each tier comes in a list grouped by tier: what is resident first."""
 
+_HEAD_LINES = 2
 _BAR = 5
 _CURSOR = Style(reverse=True)
 _HEADER = (
@@ -56,8 +57,9 @@ class ExpertTable(Pane, ScrollView, can_focus=True):
     """The list. Keys: up, down, page up, page down.
 
     Attributes:
-        expert: Number (of L*E) of the chosen expert.
+        expert: Number (of L*E) of the chosen expert; -1 before there are any.
         sort / group: In which order; within a group by `sort`.
+        state: What else the title says, such as that the list is frozen.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -78,12 +80,13 @@ class ExpertTable(Pane, ScrollView, can_focus=True):
         super().__init__(ascii=ascii, id=id)
         self.sort: Sort = "heat"
         self.group: Group = "none"
-        self.expert = 0
+        self.state = ""
+        self.expert = -1
         self._rows: NDArray[np.intp] = np.zeros(0, np.intp)
         self._tiers: NDArray[np.intp] = np.zeros(0, np.intp)
 
     def lines_wanted(self, width: int) -> int:
-        return len(self._rows) + 1
+        return len(self._rows) + _HEAD_LINES
 
     def show(self, history: FrameHistory) -> None:
         """Puts the experts in order and draws them; the chosen one stays chosen."""
@@ -91,9 +94,10 @@ class ExpertTable(Pane, ScrollView, can_focus=True):
         if history.latest is None or history.facts is None:
             return
         self._tiers = tiers(history)
-        self.expert = min(self.expert, len(self._tiers) - 1)
         self._rows = self._arranged(history)
-        self.virtual_size = Size(self.size.width, len(self._rows) + 1)
+        if not 0 <= self.expert < len(self._tiers):
+            self.expert = int(self._rows[self._rows >= 0][0])
+        self.virtual_size = Size(self.size.width, len(self._rows) + _HEAD_LINES)
         self.refresh()
 
     def next_sort(self) -> None:
@@ -117,16 +121,19 @@ class ExpertTable(Pane, ScrollView, can_focus=True):
 
     def action_page(self, by: int) -> None:
         """Chooses the expert a page away."""
-        self.action_move(by * max(1, self.size.height - 2))
+        self.action_move(by * max(1, self.size.height - _HEAD_LINES - 1))
 
     def render_line(self, y: int) -> Strip:
-        width = self.size.width
+        width = self.scrollable_content_region.width
         if self.history is None or self.history.latest is None:
             return Strip.blank(width, self.rich_style)
         if y == 0:
+            order = f"by {self.sort}" if self.group == "none" else f"by {self.group}{self.dot}by {self.sort}"
+            line = self.title(width, "experts", f"{order}{self.dot}{self.state}" if self.state else order)
+        elif y == 1:
             line = [self.piece(_HEADER, "dim")]
         else:
-            at = y + self.scroll_offset.y - 1
+            at = y + self.scroll_offset.y - _HEAD_LINES
             if at >= len(self._rows):
                 return Strip.blank(width, self.rich_style)
             code = int(self._rows[at])
@@ -139,13 +146,13 @@ class ExpertTable(Pane, ScrollView, can_focus=True):
     def _again(self) -> None:
         if self.history is not None:
             self.show(self.history)
-            self._seek()
+            self.scroll_home(animate=False, force=True)
 
     def _seek(self) -> None:
         """Brings the chosen expert into view, and says that it was chosen."""
         found = np.flatnonzero(self._rows == self.expert)
         if len(found):
-            self.scroll_to_region(Region(0, int(found[0]), 1, 2), animate=False, force=True)
+            self.scroll_to_region(Region(0, int(found[0]), 1, 1 + _HEAD_LINES), animate=False, force=True)
         self.refresh()
         self.post_message(self.Chosen())
 

@@ -272,14 +272,16 @@ class FrameHistory:
         return [value / 1e6 for value in np.quantile(times, quantiles).tolist()] if times else None
 
     def just_missed(self) -> NDArray[np.intp]:
-        """Numbers (of L*E) of the experts that the last token waited for; none when it was over a second ago."""
-        if self.records:
-            record = self.records[-1]
-            if self.facts is None or record.time_s < self.now - _MOMENT:
-                return np.zeros(0, np.intp)
+        """Numbers (of L*E) of the experts that were waited for just now.
+
+        Those are the last token's, if it is at most a second old; else those of the latest frame, as while a prompt
+        is read.
+        """
+        record = self.records[-1] if self.records else None
+        if self.facts is not None and record is not None and record.time_s >= self.now - _MOMENT:
             layers = np.arange(len(record.chosen))[:, None] * self.facts.experts
             return np.asarray((layers + record.chosen)[record.kinds >= Kind.LATE], np.intp)
-        return np.flatnonzero(self.missed_at > self.now - _MOMENT)
+        return np.flatnonzero(self.missed_at >= self.now)
 
     def reply(self, request: int) -> list[TokenRecord]:
         """The records of one request that are still there, oldest first."""

@@ -14,7 +14,7 @@ PARTS = (
     ("work", "workspace_bytes"),
     ("resident", "arena_bytes"),
 )
-"""Component class and field of `MemoryUse`; the staging buffers are shown with the workspace."""
+"""Component class and field of `MemoryUse`; buffers of the lanes and of the policy are shown with the workspace."""
 
 _NAMES = {"base": "base", "dense": "dense", "kv": "KV", "work": "work", "resident": "experts"}
 _FILL = {
@@ -144,5 +144,5 @@ def gpu_line(pane: Pane, frame: Frame) -> Line:
 
 def _parts(frame: Frame) -> dict[str, int]:
     parts = {name: int(getattr(frame.memory, field)) for name, field in PARTS}
-    parts["work"] += frame.memory.staging_bytes
+    parts["work"] += frame.memory.staging_bytes + frame.memory.policy_bytes
     return parts

@@ -130,8 +130,8 @@ class TokenRouting(Pane):
         oracle = self._oracle.hit_rate if self._oracle is not None else None
         return self.fields(
             width,
-            ("reply's hit rate", percent(real_hit_rate(self._reply), 1)),
-            ("oracle's, reading on demand", "..." if oracle is None else percent(oracle, 1)),
+            ("reply's hits", percent(real_hit_rate(self._reply), 1)),
+            ("oracle's, on demand", "..." if oracle is None else percent(oracle, 1)),
         )
 
     def _layers(self, record: TokenRecord, width: int, height: int) -> list[Line]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import ClassVar
 
@@ -12,7 +13,6 @@ from textual.containers import Container, VerticalScroll
 from textual.widgets import Footer, Markdown, Static
 
 from offload.service.messages import Event
-from ui.panes.column import PaneColumn
 from ui.recording.format import Said
 from ui.recording.player import ReplaySource
 from ui.recording.recording import Recording
@@ -48,28 +48,32 @@ class TurnView(Static):
         self._ascii = ascii
         self._shown = ""
         self._finished = False
+        self._markdown = Markdown() if turn.role == "assistant" else None
+        self._plain = Static(markup=False)
+        self._cost = Static("", classes="cost", markup=False)
 
     def compose(self) -> ComposeResult:
         who = {"user": "you", "assistant": "model"}.get(self.turn.role, self.turn.role)
         yield Static(who, classes="who", markup=False)
-        yield Markdown()
-        yield Static("", classes="cost", markup=False)
+        yield self._markdown or self._plain
+        yield self._cost
 
     async def refresh_turn(self) -> None:
         """Shows what has come since the last call."""
         text = without_controls(self.turn.text)
-        markdown = self.query_one(Markdown)
         if text != self._shown:
-            if text.startswith(self._shown) and self.turn.completion is None and self.turn.role == "assistant":
-                await markdown.append(text[len(self._shown) :])
+            if self._markdown is None:
+                self._plain.update(text)
+            elif text.startswith(self._shown) and self.turn.completion is None:
+                await self._markdown.append(text[len(self._shown) :])
             else:
-                await markdown.update(text)
+                await self._markdown.update(text)
             self._shown = text
         if self.turn.completion is not None and not self._finished:
             self._finished = True
             self.add_class("-finished")
             line = status_line(self.turn.completion)
-            self.query_one(".cost", Static).update(Text(line.replace(" · ", " | ") if self._ascii else line))
+            self._cost.update(Text(line.replace(" · ", " | ") if self._ascii else line))
 
 
 class Conversation(VerticalScroll, inherit_bindings=False):
@@ -125,14 +129,18 @@ class ReplayApp(WatchApp):
         self.source.speed = speed
         if at:
             self.source.seek(at)
+        self._conversation = Conversation(id="transcript")
+        self._bar = SeekBar(self.source, ascii=self.ascii)
         self._since_frames = 0.0
         self._clock = time.monotonic()
+        # Keys and the timer come through the queues of different widgets.
+        self._drawing = asyncio.Lock()
 
     def compose(self) -> ComposeResult:
         with Container(id="replayed"):
-            yield Conversation(id="transcript")
-            yield PaneColumn("side", ascii=self.ascii)
-        yield SeekBar(self.source, ascii=self.ascii)
+            yield self._conversation
+            yield self.panes
+        yield self._bar
         yield Footer(show_command_palette=False)
 
     async def on_mount(self) -> None:
@@ -203,8 +211,13 @@ class ReplayApp(WatchApp):
 
     async def _draw_text(self) -> None:
         """Brings the turns on the screen to what the transcript says."""
-        self.screen_stack[0].query_one(SeekBar).redraw()
-        scroll = self.screen_stack[0].query_one("#transcript", VerticalScroll)
+        async with self._drawing:
+            if self._conversation.is_attached and not self._exit:
+                await self._draw_turns()
+
+    async def _draw_turns(self) -> None:
+        self._bar.redraw()
+        scroll = self._conversation
         shown = list(scroll.query(TurnView))
         turns = self.transcript.turns
         at_end = scroll.max_scroll_y - scroll.scroll_y <= 1

@@ -24,7 +24,7 @@ import json
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +33,8 @@ from numpy.typing import NDArray
 from offload.service.board_format import BoardLayout, Texts, to_frame, to_record
 from offload.service.messages import Event, from_line, to_line
 from offload.telemetry.frame import Facts, Frame, TokenRecord
+from offload.telemetry.probes import DeviceReading, HostReading
+from offload.telemetry.snapshot import MemoryUse
 
 MAGIC = b"finemoeR"
 VERSION = 1
@@ -117,7 +119,7 @@ def decode_frames(facts: Facts, body: bytes) -> list[Frame]:
     frames = []
     texts: Texts | None = None
     for row, text in zip(rows, head["texts"], strict=True):
-        texts = Texts.decode(json.dumps(text).encode()) if text is not None else texts
+        texts = Texts.decode(json.dumps(_as_of_today(text)).encode()) if text is not None else texts
         if texts is None:
             raise ValueError("the first frame has no texts")
         frames.append(to_frame(facts, row, texts))
@@ -147,15 +149,26 @@ def _texts(frame: Frame) -> dict[str, Any]:
     return values
 
 
+def _as_of_today(text: dict[str, Any]) -> dict[str, Any]:
+    """A frame's texts with the fields of this version: what was not recorded yet is 0 or not known."""
+    today = dict(text)
+    today["memory"] = {field.name: text["memory"].get(field.name, 0) for field in fields(MemoryUse)}
+    for name, kind in (("host", HostReading), ("gpu", DeviceReading)):
+        if text[name] is not None:
+            known = {field.name for field in fields(kind)}
+            today[name] = {key: value for key, value in text[name].items() if key in known}
+    return today
+
+
 def _encode_rows(rows: NDArray[np.void], names: Sequence[str], head: dict[str, Any]) -> bytes:
-    fields, parts = [], []
+    listed, parts = [], []
     for name in names:
         values = np.ascontiguousarray(rows[name])
-        fields.append([name, values.dtype.str, list(values.shape[1:])])
+        listed.append([name, values.dtype.str, list(values.shape[1:])])
         if values.dtype.kind in "iu":  # wraps around, and back again
             values = np.concatenate([values[:1], values[1:] - values[:-1]])
         parts.append(values.tobytes())
-    line = encode_json({"count": len(rows), "fields": fields, **head}) + b"\n"
+    line = encode_json({"count": len(rows), "fields": listed, **head}) + b"\n"
     return line + b"".join(parts)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from offload.errors import StorageError
 from offload.files import storage_errors, sync_folder
-from offload.service.messages import Event
+from offload.service.messages import Event, Ready
 from offload.telemetry.frame import Facts, Frame, TokenRecord
 from ui.recording.format import (
     DONE,
@@ -86,7 +86,9 @@ class Recorder:
         self._enter(Entry(self._now(), Said(role, text)))
 
     def event(self, event: Event) -> None:
-        """The engine said something."""
+        """The engine said something. Where its board is, is nobody's business who replays it."""
+        if isinstance(event, Ready):
+            event = replace(event, board="")
         self._enter(Entry(self._now(), event))
 
     def frame(self, frame: Frame) -> None:

@@ -146,14 +146,10 @@ class ExpertsScreen(Screen[None]):
         self.dismiss()
 
     def action_sort(self) -> None:
-        table = self.query_one(ExpertTable)
-        table.next_sort()
-        self._say(f"sorted by {table.sort}")
+        self.query_one(ExpertTable).next_sort()
 
     def action_group(self) -> None:
-        table = self.query_one(ExpertTable)
-        table.next_group()
-        self._say(f"grouped by {table.group}" if table.group != "none" else "not grouped")
+        self.query_one(ExpertTable).next_group()
 
     def action_map(self) -> None:
         self.toggle_class("-map")
@@ -164,7 +160,7 @@ class ExpertsScreen(Screen[None]):
 
     def action_freeze(self) -> None:
         self._history = self._live.frozen() if self._history is self._live else self._live
-        self._say("frozen" if self._history is not self._live else "live")
+        self.query_one(ExpertTable).state = "frozen" if self._history is not self._live else ""
         self._look()
 
     def on_expert_table_chosen(self) -> None:
@@ -214,6 +210,3 @@ class ExpertsScreen(Screen[None]):
         self._oracles = {old: known for old, known in self._oracles.items() if old[:2] != key[:2]} | {key: oracle}
         self._asked = None
         self._show_token()
-
-    def _say(self, text: str) -> None:
-        self.notify(text, timeout=2)

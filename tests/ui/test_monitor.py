@@ -1,0 +1,110 @@
+"""The monitor: what it shows of a board, and that it survives the engine's end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+
+from offload.errors import BoardError
+from offload.telemetry.frame import Frame
+from tests.support.screens import Pictures, pictures, shown, until
+from tests.support.synthetic import SyntheticEngine
+from ui.monitor import MonitorApp
+from ui.screens.experts import ExpertsScreen
+
+__all__ = ["pictures"]
+
+Flow = Callable[[MonitorApp, Pilot[Any], "Watched"], Awaitable[None]]
+
+
+class Watched(SyntheticEngine):
+    """An engine that can end, or leave a board that cannot be read."""
+
+    lives = True
+    readable = True
+
+    def alive(self) -> bool:
+        return self.lives
+
+    def frame(self) -> Frame:
+        if not self.readable:
+            raise BoardError("nothing whole can be read")
+        return super().frame()
+
+
+def monitor(flow: Flow, size: tuple[int, int] = (120, 40), **options: Any) -> None:
+    async def run() -> None:
+        engine = Watched(12, 16, 2)
+        engine.ask()
+        for token in range(20):
+            engine.token(token)
+        app = MonitorApp(engine, **options)
+        app.animation_level = "none"
+        async with app.run_test(size=size) as pilot:
+            await pilot.pause()
+            await flow(app, pilot, engine)
+
+    asyncio.run(run())
+
+
+def test_it_follows_and_keeps_the_last_picture() -> None:
+    async def flow(app: MonitorApp, pilot: Pilot[Any], engine: Watched) -> None:
+        await until(pilot, lambda: "finemoe chat · demo · cpu · process 4321" in shown(app), "who is watched")
+        for token in range(30):
+            engine.token(token)
+        app.look()
+        await until(pilot, lambda: "answering" in shown(app), "what it does")
+        assert len(app.history.records) == 50
+        engine.token(1)
+        engine.lives = False
+        app.look()
+        await until(pilot, lambda: "has ended" in shown(app), "that it has ended")
+        assert app.history.latest is not None
+        assert app.history.latest.tokens == 51  # the last thing that was published
+        before = shown(app)
+        app.look()
+        await pilot.pause()
+        assert shown(app) == before
+        assert "experts" in before
+
+    monitor(flow)
+
+
+def test_a_board_that_cannot_be_read_any_more_has_ended() -> None:
+    async def flow(app: MonitorApp, pilot: Pilot[Any], engine: Watched) -> None:
+        engine.readable = False
+        app.look()
+        await until(pilot, lambda: "has ended" in shown(app), "that it has ended")
+
+    monitor(flow)
+
+
+def test_keys() -> None:
+    async def flow(app: MonitorApp, pilot: Pilot[Any], engine: Watched) -> None:
+        await pilot.press("f2")
+        await until(pilot, lambda: "hits" in shown(app), "three lines")
+        await pilot.press("f2")
+        await until(pilot, lambda: "experts" in shown(app), "all panes")
+        await pilot.press("f3")
+        await until(pilot, lambda: isinstance(app.screen, ExpertsScreen), "experts")
+        app.look()  # goes on underneath
+        await pilot.press("escape", "f5")
+        assert app.panes.freeze
+        await pilot.press("q")
+        await until(pilot, lambda: app._exit, "the end")
+
+    monitor(flow)
+
+
+@pytest.mark.parametrize("size", [(120, 40), (80, 24), (60, 20), (60, 8)])
+def test_pictures(pictures: Pictures, size: tuple[int, int]) -> None:
+    async def flow(app: MonitorApp, pilot: Pilot[Any], engine: Watched) -> None:
+        wanted = "answering" if size[1] < 12 else "experts"
+        await until(pilot, lambda: wanted in shown(app), wanted)
+        pictures.check(f"monitor-{size[0]}x{size[1]}", shown(app))
+
+    monitor(flow, size)
