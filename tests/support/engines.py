@@ -27,11 +27,17 @@ def _names(module: import_utils._LazyModule) -> list[str]:
 import_utils._LazyModule.__dir__ = _names
 
 
-def open_engine(folder: Path, fraction: float, kernels: str, context: int = 1024) -> Engine:
+def open_engine(folder: Path, fraction: float, kernels: str, context: int = 1024, policy: str = "auto") -> Engine:
     """An engine on the CPU with a share of the experts resident."""
     return Engine(
         EngineConfig(
-            model=folder, experts_fraction=fraction, kernels=kernels, device="cpu", context=context, lanes=2
+            model=folder,
+            experts_fraction=fraction,
+            kernels=kernels,
+            device="cpu",
+            context=context,
+            lanes=2,
+            policy=policy,
         )
     )
 

@@ -38,7 +38,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_selection_is_counted_once(tiny: Path) -> None:
     spec = read_spec(tiny)
-    with open_engine(tiny, 0.2, "fast") as engine:
+    with open_engine(tiny, 0.2, "fast", policy="demand") as engine:
         done = engine.generate_ids(PROMPT, GREEDY)
         layers = engine.snapshot().decode_layers
     for counts in (done.experts.prefill, done.experts.decode):
@@ -56,7 +56,7 @@ def test_every_selection_is_counted_once(tiny: Path) -> None:
 @pytest.mark.parametrize("kernels", ["reference", "fast"])
 def test_both_kernels_count_alike(tiny: Path, kernels: str) -> None:
     # One layer: there the two cannot part, whatever the last bits say.
-    with open_engine(tiny, 0.2, kernels) as engine:
+    with open_engine(tiny, 0.2, kernels, policy="demand") as engine:
         done = engine.generate_ids([5], GREEDY)
     assert done.experts.prefill.selections + done.experts.decode.selections == 8 * 3 * 4
     assert done.experts.decode.evictions <= done.experts.decode.missed

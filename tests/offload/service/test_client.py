@@ -147,7 +147,7 @@ def until(holds: Callable[[], object], seconds: float = 60) -> None:
 
 def test_a_model_is_opened(running: Listening) -> None:
     ready = running.ready
-    assert (ready.model, ready.device, ready.kernels, ready.policy) == ("tiny", "cpu", "reference", "demand")
+    assert (ready.model, ready.device, ready.kernels, ready.policy) == ("tiny", "cpu", "reference", "auto")
     assert ready.slots == 12 and ready.context == 4096 and ready.budget_bytes > 0
     if running.events:
         assert all(event.number == ready.number for event in running.events)
