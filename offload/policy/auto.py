@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from offload.policy.base import NOTHING, REFUSE, Decision, Fetch, Surroundings
 from offload.policy.options import option, whole_option
-from offload.policy.past import LATER, PAST, RECENCIES, SOON
+from offload.policy.past import DECAY, FADE, LATER, PAST, ROOTS, SOON, Past
 from offload.policy.probes import Probes
 from offload.telemetry.counters import Phase
 from offload.telemetry.routing import ForwardPass, Routing
@@ -33,6 +33,8 @@ UNTRAINED = np.array(
     [
         [0.0, 0.35, 0.0, 0.0, 6.5],
         [0.0, 0.5, 0.0, 0.0, 4.0],
+        [0.0, 1.0, 0.0, 0.0, 0.0],
+        [0.0, 1.0, 0.0, 0.0, 0.0],
         [0.0, 1.0, 0.0, 0.0, 0.0],
         [0.0, 1.0, 0.0, 0.0, 0.0],
         [0.0, 1.0, 0.0, 0.0, 0.0],
@@ -71,8 +73,9 @@ class Auto:
         self._probes = probes
         layers, experts, hidden = around.layers, around.experts, around.hidden
         total = layers * experts
-        self._frequency = np.full((len(auto_kernels.DECAYS), total), around.top_k / experts, np.float32)
-        self._recency = np.zeros((len(RECENCIES), total), np.float32)
+        self._roots = np.array(ROOTS, np.int64)
+        beginning = Past(total, around.top_k / experts)
+        self._frequency, self._recency = beginning.frequency, beginning.recency
         past = getattr(around.knowledge, "past", None)
         if past is not None:
             self._frequency[:] = past[: len(self._frequency)]
@@ -160,9 +163,14 @@ class Auto:
         """See `Policy`."""
         kernels, around, layer = self._kernels, self.around, routing.layer
         chosen = routing.chosen[-PAST.prompt_tokens :]
-        kernels.see(self._frequency, self._recency, chosen, layer * around.experts, around.experts)
-        if not self._decoding or not self._looking or routing.residual is None:
-            if self._decoding and layer == around.layers - 1 and routing.residual is not None:
+        kernels.see(self._frequency, self._recency, DECAY, FADE, chosen, layer * around.experts, around.experts)
+        if not self._decoding:
+            return
+        if routing.residual is None:
+            self._appraise(layer, has_probe=False, ahead=0)
+            return
+        if not self._looking:
+            if layer == around.layers - 1:
                 self._keep(routing)
             return
         x = self._keep(routing)
@@ -249,7 +257,9 @@ class Auto:
         return self._x
 
     def _recall(self) -> None:
-        self._kernels.recall(self._frequency, self._recency, self._soon, self._later, self._odds, self._far)
+        self._kernels.recall(
+            self._frequency, self._recency, self._roots, self._soon, self._later, self._odds, self._far
+        )
 
     def _appraise(self, layer: int, *, has_probe: bool, ahead: int) -> None:
         self._kernels.appraise(

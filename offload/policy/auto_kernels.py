@@ -3,7 +3,8 @@
 See `offload.policy.auto` for what is computed and why. Signatures are full, as in `offload.policy.kernels`.
 
 Shapes: L layers, E experts a layer, N = L * E, H hidden size, R rank of the probes, S rank of the start predictor.
-Features of one expert's past, F = 13: six decayed frequencies, the roots of three of them, four decayed recencies.
+Features of one expert's past, F = 13: six decayed frequencies, the roots of three of them, four decayed recencies
+(`offload.policy.past`, whose numbers come in as arguments: a change of them could not reach what is compiled).
 """
 
 from __future__ import annotations
@@ -23,17 +24,9 @@ _chosen = types.Array(int32, 2, "A", readonly=True)
 _states = types.Array(uint8, 1, "C", readonly=True)
 _experts = types.Array(int64, 1, "A", readonly=True)
 
-DECAYS = (0.5, 0.8, 0.92, 0.97, 0.99, 0.997)
-"""A token, of the six frequencies."""
-ROOTS = (2, 3, 4)
-"""Which of them count by their root too."""
-RECENCIES = (2.0, 8.0, 32.0, 128.0)
-"""Tokens over which the four recencies fall to 1/e."""
-GROUPS = 6
-"""Distances that share their weights: 1, 2, 3-4, 5-8, 9 and more within the token, and the next token."""
-TERMS = 5
-"""Terms of the blend: a constant, the past, start predictor, probe, gate."""
 CLIP = np.float32(2.5)
+"""Margins are clipped to this on both sides, as in `offload.policy.probes`."""
+_NONE = np.float32(3e38)
 
 
 @njit(inline="always")
@@ -46,50 +39,51 @@ def _sigmoid(x):
     return np.float32(1.0) / (np.float32(1.0) + np.exp(-x))
 
 
-@njit(types.void(_f2, _f2, _chosen, int64, int64), **_OPTIONS)
-def see(frequency, recency, chosen, first, experts):
+@njit(types.void(_f2, _f2, _f1, _f1, _chosen, int64, int64), **_OPTIONS)
+def see(frequency, recency, decay, fade, chosen, first, experts):
     """A layer has chosen, for each of T tokens in turn: chosen [T, K]. Brings its experts' past up to date.
 
-    frequency: [6, N], recency: [4, N]; `first` is the number of the layer's first expert.
+    frequency: [6, N], recency: [4, N], with what a token leaves of them: decay [6], fade [4]; `first` is the number
+    of the layer's first expert.
     """
     for t in range(chosen.shape[0]):
-        for i in range(6):
-            decay = np.float32(DECAYS[i])
+        for i in range(frequency.shape[0]):
             row = frequency[i, first : first + experts]
             for e in range(experts):
-                row[e] *= decay
+                row[e] *= decay[i]
             for k in range(chosen.shape[1]):
-                row[chosen[t, k]] += np.float32(1.0) - decay
-        for i in range(4):
-            decay = np.float32(np.exp(-1.0 / RECENCIES[i]))
+                row[chosen[t, k]] += np.float32(1.0) - decay[i]
+        for i in range(recency.shape[0]):
             row = recency[i, first : first + experts]
             for e in range(experts):
-                row[e] *= decay
+                row[e] *= fade[i]
             for k in range(chosen.shape[1]):
                 row[chosen[t, k]] = np.float32(1.0)
 
 
-@njit(types.void(_f2, _f2, _f1, _f1, _f1, _f1), **_OPTIONS)
-def recall(frequency, recency, soon, later, odds, far):
+@njit(types.void(_f2, _f2, int64[::1], _f1, _f1, _f1, _f1), **_OPTIONS)
+def recall(frequency, recency, roots, soon, later, odds, far):
     """What the past says of each expert.
 
-    soon, later: [F + 1] weights. odds: [N], log-odds that the next token uses it; far: [N], its discounted time to
-    the next use after that, 0..1.
+    roots: [3], which frequencies count by their root too. soon, later: [F + 1] weights. odds: [N], log-odds that
+    the next token uses it; far: [N], its discounted time to the next use after that, 0..1.
     """
-    count = odds.shape[0]
-    for e in range(count):
-        a = soon[13]
-        b = later[13]
-        for i in range(6):
+    rooted = frequency.shape[0]
+    recent = rooted + roots.shape[0]
+    last = recent + recency.shape[0]
+    for e in range(odds.shape[0]):
+        a = soon[last]
+        b = later[last]
+        for i in range(rooted):
             a += soon[i] * frequency[i, e]
             b += later[i] * frequency[i, e]
-        for i in range(3):
-            root = np.sqrt(frequency[ROOTS[i], e])
-            a += soon[6 + i] * root
-            b += later[6 + i] * root
-        for i in range(4):
-            a += soon[9 + i] * recency[i, e]
-            b += later[9 + i] * recency[i, e]
+        for i in range(roots.shape[0]):
+            root = np.sqrt(frequency[roots[i], e])
+            a += soon[rooted + i] * root
+            b += later[rooted + i] * root
+        for i in range(recency.shape[0]):
+            a += soon[recent + i] * recency[i, e]
+            b += later[recent + i] * recency[i, e]
         a = min(max(a, np.float32(0.003)), np.float32(0.997))
         odds[e] = np.log(a / (np.float32(1.0) - a))
         far[e] = min(max(b, np.float32(0.0)), np.float32(1.0))
@@ -149,7 +143,8 @@ def probe_margins(layer, down, down_scale, up, up_scale, offset, x, z, margins):
 def gate_margins(gate, norm, x, normed, top_k, margins):
     """A later layer's router on x, normalised already: how far each logit is above the threshold of the top K.
 
-    In units of the logits' standard deviation, clipped. gate: [E, H], norm: [H] bfloat16 bits.
+    In units of the logits' standard deviation, clipped. The threshold is in the middle between the last one chosen
+    and the first one left out. gate: [E, H], norm: [H] bfloat16 bits.
     """
     size, experts = x.shape[0], margins.shape[0]
     for i in range(size):
@@ -167,16 +162,25 @@ def gate_margins(gate, norm, x, normed, top_k, margins):
     for e in range(experts):
         spread += (margins[e] - mean) ** 2
     spread = np.sqrt(spread / np.float32(experts)) + np.float32(1e-6)
-    above = np.float32(np.inf)  # the K-th largest, then the one behind it
-    last = np.float32(0.0)
-    for _ in range(min(top_k + 1, experts)):
-        best = np.float32(-np.inf)
+    behind = min(top_k, experts - 1)
+    level, chosen, left_out = _NONE, np.float32(0.0), np.float32(0.0)
+    seen = 0
+    while seen <= behind:  # from level to level, the equal ones together
+        best, equal = -_NONE, 0
         for e in range(experts):
-            if margins[e] < above and margins[e] > best:
-                best = margins[e]
-        last = above
-        above = best
-    threshold = (above + last) / np.float32(2.0) if experts > top_k else above - np.float32(1.0)
+            if margins[e] < level:
+                if margins[e] > best:
+                    best, equal = margins[e], 1
+                elif margins[e] == best:
+                    equal += 1
+        if equal == 0:
+            break
+        if seen < top_k:
+            chosen = best
+        left_out = best
+        seen += equal
+        level = best
+    threshold = (chosen + left_out) / np.float32(2.0)
     for e in range(experts):
         margins[e] = min(max((margins[e] - threshold) / spread, -CLIP), CLIP)
 
@@ -203,7 +207,8 @@ def appraise(
 ):  # fmt: skip
     """What each expert's slot is worth behind the router of `layer`; -1 before the first layer.
 
-    weights: [6, TERMS]; odds, start, far: [N]; probe: [L, E]; gates: [2, E] for the next `ahead` layers.
+    weights: [8, 5], as `offload.policy.probes.Probes.weights`; odds, start, far: [N]; probe: [L, E]; gates: [2, E]
+    for the next `ahead` layers.
     Gives chance: [N], that the expert is used when its layer comes next; worth: [N], what gamma ** (layers until
     its next use) is expected to be.
     """
@@ -212,16 +217,21 @@ def appraise(
     for m in range(layers):
         wraps = m <= layer
         distance = m - layer + (layers if wraps else 0)
-        group = _group(distance, wraps)
-        w = weights[group]
         near = gamma ** np.float32(distance)
         gated = not wraps and distance <= ahead
+        started = has_start and not wraps
+        probed = has_probe and layer >= 0
+        # Weights hold for the parts that they were fitted with: what is not there is not zero.
+        if probed or gated:
+            w = weights[_group(distance, wraps)]
+        else:
+            w = weights[6 if started else 7]
         for e in range(experts):
             n = m * experts + e
             x = w[0] + w[1] * odds[n]
-            if has_start and not wraps:
+            if started:
                 x += w[2] * start[n]
-            if has_probe and layer >= 0:
+            if probed:
                 x += w[3] * probe[m, e]
             if gated:
                 x += w[4] * gates[distance - 1, e]

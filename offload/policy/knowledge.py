@@ -21,7 +21,7 @@ from offload.errors import FinemoeError, KnowledgeError
 from offload.policy import learnt_file
 from offload.policy.base import Policy
 from offload.policy.past import DECAYS, RECENCIES
-from offload.policy.probes import Probes
+from offload.policy.probes import GROUPS, Probes
 
 PROBES_FILE = "probes.safetensors"
 PAST_FILE = "past.safetensors"
@@ -164,6 +164,8 @@ def load_probes(path: Path, shape: Shape) -> Probes | None:
         probes = Probes(**arrays)
     except TypeError as error:
         raise KnowledgeError(f"{path} is damaged: {error}", _HINT) from error
+    if probes.weights.shape != (GROUPS, 5):
+        raise KnowledgeError(f"{path} was learnt by another version of finemoe", _HINT)
     if probes.shape != (shape.layers, shape.experts, shape.hidden):
         raise KnowledgeError(f"{path} was learnt from another model", _HINT)
     return probes

@@ -12,9 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+# The features of a past. Both `Past` and the kernels of `auto` take them from here.
 DECAYS = (0.5, 0.8, 0.92, 0.97, 0.99, 0.997)
 ROOTS = (2, 3, 4)
 RECENCIES = (2.0, 8.0, 32.0, 128.0)
+DECAY = np.array(DECAYS, np.float32)
+"""What a token leaves of each frequency."""
+FADE = np.exp(-1 / np.array(RECENCIES)).astype(np.float32)
+"""What a token leaves of each recency."""
 SAMPLES = 300_000
 """Pairs of a token and an expert that weights are fitted from."""
 HORIZON = 4.0
@@ -49,18 +54,21 @@ class Past:
     Attributes:
         frequency: [6, L*E] float32.
         recency: [4, L*E] float32.
+
+    It begins as what is to be expected of experts that are used by chance, `rate` times a token: weights that were
+    fitted from a long past would make anything of a beginning that no past looks like.
     """
 
     def __init__(self, total: int, rate: float) -> None:
         self.frequency: Floats = np.full((len(DECAYS), total), rate, np.float32)
-        self.recency: Floats = np.zeros((len(RECENCIES), total), np.float32)
+        expected = rate / (1 - (1 - rate) * FADE)
+        self.recency: Floats = np.repeat(expected[:, None], total, axis=1).astype(np.float32)
 
     def see(self, used: NDArray[np.int64]) -> None:
         """One token has used the experts `used`."""
-        for i, decay in enumerate(DECAYS):
-            self.frequency[i] *= decay
-            self.frequency[i, used] += 1 - decay
-        self.recency *= np.exp(-1 / np.array(RECENCIES, np.float32))[:, None]
+        self.frequency *= DECAY[:, None]
+        self.frequency[:, used] += 1 - DECAY[:, None]
+        self.recency *= FADE[:, None]
         self.recency[:, used] = 1
 
     def features(self) -> Floats:

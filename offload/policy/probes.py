@@ -40,7 +40,9 @@ CLIP = 2.5
 RIDGE = 300.0
 """Weight of the penalty, against inputs with a mean square of one."""
 HELD_BACK = 5
-"""Every fifth request is kept from the parts, for the blend."""
+"""Every fifth request is kept from the parts, for the blend; of fewer requests, the last fifth of all tokens."""
+GROUPS, BEGINNING, PAST_ALONE = 8, 6, 7
+"""Rows of the blend's weights, and the two for where less is known."""
 SMALLEST = 256
 """Decoded tokens without which nothing is fitted."""
 
@@ -60,7 +62,9 @@ class Probes:
         up: [L, L, E, R] int8, with up_scale [L, L] and offset [L, L, E].
         start_down: [S, 2H] int8, with start_down_scale [S].
         start_up: [L*E, S] int8, with start_up_scale and start_offset [L*E].
-        weights: [6, 5], the blend.
+        weights: [8, 5], the blend: a constant, the past, start predictor, probe, gate. Rows: 1, 2, 3-4, 5-8, 9 and
+            more layers on in the same token; the next token; before a token's first layer, when there is neither
+            probe nor gate; and from the past alone.
         soon / later: [14], the past.
         tokens: Decoded tokens that they were fitted from.
     """
@@ -123,7 +127,7 @@ def fit_probes(
         )
     soon, later, odds = Past.fit(data.chosen, data.observed, model.experts)
     odds = odds[~data.observed]
-    held = data.request % HELD_BACK == HELD_BACK - 1
+    held = _held_back(data.request)
     layers, experts = model.layers, model.experts
     weights = _Blend(model, data, odds, held)
     fitted: list[tuple[_LowRank, Floats]] = []
@@ -234,6 +238,15 @@ class _Data:
         )
 
 
+def _held_back(request: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which tokens the parts must not see, [T]. request: [T], ascending."""
+    names, number = np.unique(request, return_inverse=True)
+    if len(names) < HELD_BACK:
+        number = np.arange(len(request)) * HELD_BACK // len(request)
+    result: NDArray[np.bool_] = number % HELD_BACK == HELD_BACK - 1
+    return result
+
+
 class _LowRank:
     """y = up @ (down @ x) + offset."""
 
@@ -267,7 +280,7 @@ class _Blend:
     def __init__(self, model: TraceModel, data: _Data, odds: Floats, held: NDArray[np.bool_]) -> None:
         self._model, self._data, self._odds, self._held = model, data, odds, held
         self._random = np.random.default_rng(0)
-        self._rows: list[list[tuple[Floats, NDArray[np.bool_]]]] = [[] for _ in range(6)]
+        self._rows: list[list[tuple[Floats, NDArray[np.bool_]]]] = [[] for _ in range(GROUPS)]
         self._probes: list[Floats] = []
         self._start: Floats | None = None
 
@@ -283,7 +296,7 @@ class _Blend:
         self._start = about
 
     def fit(self) -> Floats:
-        """[6, 5] weights: a constant, the past, start predictor, probe, gate."""
+        """`Probes.weights`."""
         assert self._start is not None
         data, layers, experts = self._data, self._model.layers, self._model.experts
         rows = np.flatnonzero(self._held)
@@ -310,10 +323,17 @@ class _Blend:
                     ],
                     axis=-1,
                 )
-                rows_of, target = terms.astype(np.float32).reshape(-1, 5), data.hot[about, m].reshape(-1)
-                some = self._random.permutation(len(target))[: self.PER_LAYER // (ahead if not wraps else 10)]
-                self._rows[group].append((rows_of[some], target[some]))
-        weights = np.zeros((6, 5), np.float32)
+                self._take(group, terms, data.hot[about, m], ahead if not wraps else 10)
+        # Before a token's first layer, with the start predictor and without.
+        at = rows[~first]
+        for m in range(layers if len(at) else 0):
+            odds, start = self._odds[at][:, m * experts : (m + 1) * experts], self._start[at, m]
+            none = np.zeros_like(odds)
+            for group, known in ((BEGINNING, start), (PAST_ALONE, none)):
+                terms = np.stack([np.ones_like(odds), odds, known, none, none], axis=-1)
+                self._take(group, terms, data.hot[at, m], 10)
+        weights = np.zeros((GROUPS, 5), np.float32)
+        weights[:, 1] = 1  # the past as it is, where there is nothing to fit from
         for group, collected in enumerate(self._rows):
             if collected:
                 weights[group] = logistic(
@@ -321,6 +341,12 @@ class _Blend:
                     np.concatenate([target for _, target in collected]),
                 )
         return weights
+
+    def _take(self, group: int, terms: Floats, target: NDArray[np.bool_], share: int) -> None:
+        """A `share`-th of what can be taken, by chance. terms: [A, E, 5], target: [A, E]."""
+        rows, hot = terms.astype(np.float32).reshape(-1, 5), target.reshape(-1)
+        some = self._random.permutation(len(hot))[: self.PER_LAYER // share]
+        self._rows[group].append((rows[some], hot[some]))
 
 
 def group_of(distance: int, wraps: bool) -> int:
