@@ -25,6 +25,8 @@ finally:
         ["--help"],
         ["--version"],
         ["run", "--help"],
+        ["chat", "--help"],
+        ["chat", "--profile", "nope"],
         ["doctor", "--help"],
         ["plan", "--help"],
         ["pull", "nothing"],
