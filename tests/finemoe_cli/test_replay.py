@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+from profiles.paths import CONFIG_VARIABLE
 from tests.support.recordings import FOLDER
+from tests.support.terminal import Terminal
 from ui.recording.recorder import SUFFIX
 
 FILE = FOLDER / f"cpu{SUFFIX}"
@@ -58,3 +61,12 @@ def test_what_cannot_be_played(tmp_path: Path) -> None:
     done = replay(str(FILE), "--speed", "3")
     assert done.returncode == 2
     assert "0.25, 0.5, 1, 2, 4, 8, 16" in done.stderr
+
+
+def test_on_a_terminal(tmp_path: Path) -> None:
+    environment = {**os.environ, "TERM": "xterm-256color", "PYTHONUTF8": "1", CONFIG_VARIABLE: str(tmp_path)}
+    command = [sys.executable, "-m", "finemoe_cli", "replay", str(FILE), "--speed", "16", "--at", "1"]
+    with Terminal(command, environment, (120, 40)) as terminal:
+        terminal.sees("Name three rivers.", "experts", "Why is the sky blue?", "ended   16x")
+        terminal.type("q")
+        assert terminal.ended() == 0

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +17,13 @@ from offload.errors import BoardError
 from offload.telemetry.frame import Frame
 from tests.support.screens import Pictures, pictures, shown, until
 from tests.support.synthetic import SyntheticEngine
+from tests.support.terminal import Terminal
 from ui.monitor import MonitorApp
 from ui.screens.experts import ExpertsScreen
 
 __all__ = ["pictures"]
+
+ROOT = Path(__file__).parents[2]
 
 Flow = Callable[[MonitorApp, Pilot[Any], "Watched"], Awaitable[None]]
 
@@ -108,3 +115,35 @@ def test_pictures(pictures: Pictures, size: tuple[int, int]) -> None:
         pictures.check(f"monitor-{size[0]}x{size[1]}", shown(app))
 
     monitor(flow, size)
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from tests.offload.service.boards import FakeEngine
+
+engine = FakeEngine(layers=4, experts=8, top_k=2, pid=77)
+with engine.published(Path(sys.argv[1])) as writer:
+    print(writer.path, flush=True)
+    for number in range(10**9):
+        engine.counters.uses += 1
+        engine.decode(writer, 1, number)
+        time.sleep(0.02)
+"""
+
+
+def test_a_real_board_on_a_real_terminal_outlives_its_killed_writer(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "PYTHONUTF8": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment
+    ) as writer:
+        assert writer.stdout is not None
+        board = writer.stdout.readline().strip()
+        program = f"import sys, pathlib, ui.monitor; sys.exit(ui.monitor.run_monitor(pathlib.Path({board!r})))"
+        with Terminal([sys.executable, "-c", program], environment, (120, 40)) as terminal:
+            terminal.sees("process 77", "answering", "of 32 resident")
+            writer.kill()
+            writer.wait()
+            terminal.sees("has ended", "of 32 resident")
+            terminal.type("q")
+            assert terminal.ended() == 0

@@ -22,8 +22,8 @@ from offload.telemetry.counters import Kind, Phase
 from offload.telemetry.frame import DECODE, Facts, Frame, Mark, TokenRecord
 from ui.source import TelemetrySource
 
-SERIES = ("tokens", "prefetch", "demand", "wasted", "stall_ns", "selections", "hits", "rss")
-"""What `FrameHistory.per_second` knows; `rss` is a level in bytes and not a rate."""
+SERIES = ("tokens", "prefetch", "demand", "wasted", "stall_ns", "selections", "hits")
+"""What `FrameHistory.per_second` knows."""
 
 _SECONDS = 600.0
 _RATE = 4.0
@@ -186,12 +186,6 @@ class FrameHistory:
         return 0.0 if self.latest is None else self.latest.time_s
 
     @property
-    def seconds(self) -> float:
-        """How far back it reaches now."""
-        times = self._times()
-        return float(times[-1] - times[0]) if len(times) else 0.0
-
-    @property
     def marks(self) -> tuple[Mark, ...]:
         """All that are within reach, oldest first."""
         times = self._times()
@@ -249,7 +243,7 @@ class FrameHistory:
             return np.full(columns, np.nan)
         values = self._scalars[self._order(), SERIES.index(name)]
         at_edges = np.interp(edges, times, values)
-        rate: NDArray[np.float64] = at_edges[1:] if name == "rss" else np.diff(at_edges) / step
+        rate: NDArray[np.float64] = np.diff(at_edges) / step
         rate[(edges[1:] <= times[0]) | (edges[:-1] >= times[-1])] = np.nan
         return rate
 
@@ -333,7 +327,6 @@ class FrameHistory:
         self._count += 1
         self._time[at] = frame.time_s
         self._scalars[at] = scalars
-        self._scalars[at, SERIES.index("rss")] = frame.memory.rss_bytes
         self._tally[at], self._stall[at] = tally, stall
 
     def _order(self) -> NDArray[np.intp]:
@@ -363,7 +356,6 @@ def _scalars(frame: Frame) -> NDArray[np.float64]:
             frame.stall_ns.sum(),
             kinds.sum(),
             kinds[Kind.RESIDENT] + kinds[Kind.PREFETCHED],
-            0,  # a level, written as it is
         ],
         np.float64,
     )

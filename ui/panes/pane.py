@@ -64,7 +64,6 @@ class Pane(Widget):
         "pane--dim",
         "pane--warn",
         "pane--mark",
-        "pane--oracle",
         "pane--dense",
         "pane--kv",
         "pane--work",
@@ -87,7 +86,6 @@ class Pane(Widget):
         & > .pane--dim { color: $foreground 50%; }
         & > .pane--warn { color: #f4502c; text-style: bold; }
         & > .pane--mark { color: #e08ae0; }
-        & > .pane--oracle { color: #e08ae0; }
         & > .pane--dense { color: #a98be8; }
         & > .pane--kv { color: #d98bc4; }
         & > .pane--work { color: #8fa0b8; }
@@ -102,7 +100,6 @@ class Pane(Widget):
         &:light > .pane--dim { color: $foreground 60%; }
         &:light > .pane--warn { color: #b82a0c; }
         &:light > .pane--mark { color: #9b2fa0; }
-        &:light > .pane--oracle { color: #9b2fa0; }
         &:light > .pane--dense { color: #7a55cc; }
         &:light > .pane--kv { color: #b4559a; }
         &:light > .pane--work { color: #6d7f99; }

@@ -57,7 +57,7 @@ def test_each_expert_has_its_own_place_where_there_is_room() -> None:
     width=st.integers(1, 40),
     seed=st.integers(0, 1000),
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 def test_nothing_that_matters_is_lost_in_a_shared_place(
     layers: int, experts: int, rows: int, width: int, seed: int
 ) -> None:

@@ -38,7 +38,7 @@ steps = st.lists(
 
 
 @given(steps=steps, capacity=st.integers(2, 40))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 def test_sums_are_those_of_all_that_happened(steps: list[tuple[str, int]], capacity: int) -> None:
     engine, history = small_engine(), FrameHistory(seconds=capacity, rate=1)
     history.add(engine.frame())
@@ -105,7 +105,7 @@ def test_a_frame_from_before_begins_anew() -> None:
         history.add(frame)
     history.add(frames[2])
     assert history.latest is frames[2]
-    assert history.seconds == 0
+    assert history.window(1e9).seconds == 0
 
 
 def test_follow_takes_each_frame_and_record_once() -> None:
@@ -121,7 +121,7 @@ def test_follow_takes_each_frame_and_record_once() -> None:
 
 def test_nothing_is_said_before_the_first_frame() -> None:
     history = FrameHistory()
-    assert (history.now, history.seconds, history.tokens_per_s(), history.pass_ms((0.5,))) == (0.0, 0.0, None, None)
+    assert (history.now, history.tokens_per_s(), history.pass_ms((0.5,))) == (0.0, None, None)
     assert history.window(1).hit_rate is None
     assert history.total().tokens == 0
     assert np.isnan(history.per_second("tokens", 4, 1.0)).all()

@@ -172,7 +172,7 @@ def test_chunks_of_frames_are_decoded_as_often_as_needed(tmp_path: Path) -> None
 
 
 @given(cut=st.floats(0, 1))
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 def test_what_was_written_before_a_cut_is_there(recorded: tuple[Path, SyntheticEngine], cut: float) -> None:
     path, _ = recorded
     whole = path.read_bytes()
@@ -189,7 +189,7 @@ def test_what_was_written_before_a_cut_is_there(recorded: tuple[Path, SyntheticE
 
 
 @given(place=st.floats(0, 1), bit=st.integers(0, 7))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 def test_a_flipped_bit_is_never_taken_for_data(
     recorded: tuple[Path, SyntheticEngine], place: float, bit: int
 ) -> None:

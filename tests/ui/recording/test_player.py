@@ -39,7 +39,7 @@ def test_everything_comes_once_and_in_order(recording: Recording) -> None:
 @given(
     moves=st.lists(st.tuples(st.sampled_from(["seek", "advance", "speed", "pause"]), st.floats(-2, 8)), max_size=12)
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 def test_a_place_is_the_same_however_it_was_reached(moves: list[tuple[str, float]]) -> None:
     recording = Recording.open(FOLDER / f"cpu{SUFFIX}")
     played, told = Transcript(), Transcript()
