@@ -10,6 +10,7 @@ from finemoe_cli.commands import (
     chat,
     config,
     doctor,
+    evaluate,
     maps,
     models,
     pack,
@@ -58,6 +59,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(trace.app, name="trace")
 app.command(epilog=simulate.EPILOG)(simulate.simulate)
+app.command("eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.add_typer(maps.app, name="maps")
 app.add_typer(profiles.app, name="profiles")
 app.add_typer(config.app, name="config")

@@ -305,6 +305,7 @@ class Engine:
             memory=loaded.memory_use(),
             io=loaded.io_facts(),
             experts=self._counts() - before,
+            token_times_s=tuple(round(token - times.started, 6) for token in times.tokens),
         )
 
     def _check_prompt(self, token_ids: list[int]) -> None:

@@ -127,6 +127,7 @@ class Completion:
         tpot_s: Time per output token, (e2e - TTFT) / (N - 1); None for fewer than two tokens.
         tokens_per_s: Decoded tokens a second, 1 / tpot_s; None where that is.
         experts: Counts of this request alone.
+        token_times_s: When each token came, from the request on.
     """
 
     model: str
@@ -146,11 +147,13 @@ class Completion:
     memory: MemoryUse
     io: IoFacts
     experts: ExpertCounts
+    token_times_s: tuple[float, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
         values = {name: getattr(self, name) for name in self.__slots__}
         values["token_ids"] = list(self.token_ids)
+        values["token_times_s"] = list(self.token_times_s)
         values["memory"] = asdict(self.memory)
         values["io"] = asdict(self.io)
         values["experts"] = self.experts.to_dict()

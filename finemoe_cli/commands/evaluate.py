@@ -1,0 +1,327 @@
+"""``finemoe eval``: prompts answered under several policies and budgets, and what that cost."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from finemoe_cli import options
+from finemoe_cli.models import ensure_model
+from finemoe_cli.output import Output
+from finemoe_cli.signals import interrupts
+from offload.errors import ConfigError, FinemoeError
+from profiles.environment import prepare_process
+from profiles.paths import runs_dir
+
+if TYPE_CHECKING:
+    from finemoe_cli.evaluation.folder import RunFolder
+    from finemoe_cli.evaluation.plan import Plan
+
+EPILOG = """
+[bold]Examples[/]
+
+  finemoe eval --limit 20 -n 32
+  finemoe eval --policy demand,finemoe,auto --profile low,balanced --out runs/policies
+  finemoe eval --dataset lmsys --budget 12.5%,25%
+  finemoe eval --resume runs/policies
+"""
+
+_WHAT = "What is asked"
+_COMPARED = "What is compared"
+_OUTPUT = "Output"
+
+
+def complete_dataset() -> list[str]:
+    """Data sets, for the shell."""
+    return ["sample", "lmsys", "sharegpt"]
+
+
+def evaluate(
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset",
+            metavar="NAME|FILE",
+            help="sample: the prompts that come with finemoe. lmsys, sharegpt: those, where they are. Or a file.",
+            autocompletion=complete_dataset,
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="FILE", help="A copy of the data set.", rich_help_panel=_WHAT),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit",
+            metavar="NUMBER",
+            min=1,
+            help="So many conversations, history and test together.  [default: 64]",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            "--split",
+            metavar="A:B",
+            help="Conversations to learn from, and to test with.  [default: 70:30]",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    turns: Annotated[
+        int | None,
+        typer.Option(
+            "--turns", metavar="NUMBER", min=1, help="So many turns of each at most.", rich_help_panel=_WHAT
+        ),
+    ] = None,
+    warmup: Annotated[
+        int | None,
+        typer.Option(
+            "--warmup",
+            metavar="NUMBER",
+            min=0,
+            help="Conversations of the history that each engine answers first, uncounted.  [default: 1]",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            "--policy",
+            metavar="NAMES",
+            help="Policies, with commas between; else the one that is set.",
+            autocompletion=options.complete_policy,
+            rich_help_panel=_COMPARED,
+        ),
+    ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            "--profile",
+            "-p",
+            metavar="NAMES",
+            help="Memory budgets by name, with commas between; else the one that is set.",
+            autocompletion=options.complete_profile,
+            rich_help_panel=_COMPARED,
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            metavar="SIZES|SHARES",
+            help="Memory budgets, with commas between: 900MiB, 25%, minimum. Instead of profiles.",
+            rich_help_panel=_COMPARED,
+        ),
+    ] = None,
+    model: options.RunModel = None,
+    context: options.Context = None,
+    system: options.System = None,
+    max_new_tokens: Annotated[
+        str | None,
+        typer.Option(
+            "--max-new-tokens",
+            "-n",
+            metavar="TOKENS",
+            help="Longest answer.  [default: 128]",
+            rich_help_panel=options.SAMPLING,
+        ),
+    ] = None,
+    temperature: Annotated[
+        str | None,
+        typer.Option(
+            "--temperature",
+            "-t",
+            metavar="NUMBER",
+            help="0 is greedy.  [default: 0]",
+            rich_help_panel=options.SAMPLING,
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed",
+            metavar="NUMBER",
+            min=0,
+            help="Of the draw, the split and the answers.  [default: 0]",
+            rich_help_panel=options.SAMPLING,
+        ),
+    ] = None,
+    kernels: options.Kernels = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
+    lanes: options.Lanes = None,
+    side_by_side: Annotated[
+        int | None,
+        typer.Option(
+            "--side-by-side",
+            metavar="NUMBER",
+            min=1,
+            help="Engines open at once; as many as memory has room for if not given.",
+            rich_help_panel=options.ENGINE,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FOLDER", help="Where to keep the run.", rich_help_panel=_OUTPUT),
+    ] = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Answer prompts under each policy and each budget, and say what that cost.
+
+    Each has an engine of its own; they take turns conversation by conversation. Every request is kept as it ends.
+    """
+    from finemoe_cli.evaluation.folder import RunFolder
+
+    output = Output(as_json=as_json, quiet=quiet)
+    given = {
+        "dataset": dataset,
+        "data": _absolute(dataset, data),
+        "limit": limit,
+        "seed": seed,
+        "split": split,
+        "turns": turns,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "system": system,
+        "warmup": warmup,
+        "model": model,
+        "policy": policy,
+        "profile": profile,
+        "budget": budget,
+        "context": context,
+        "kernels": kernels,
+        "device": device,
+        "threads": threads,
+        "lanes": lanes,
+    }
+    plan = _plan(given, output)
+    with RunFolder.open(out or _new_folder()) as folder:
+        if folder.run is not None:
+            raise ConfigError(f"{folder.path} holds a run already", "choose another folder")
+        summary = _evaluate(plan, folder, side_by_side, output)
+    if as_json:
+        output.json(summary)
+    else:
+        from finemoe_cli.evaluation.summary import table_of
+
+        output.render(table_of(summary))
+        output.note(f"kept in {folder.path}")
+    interrupts.check()
+    if not any(one["requests"] for one in summary["combinations"]):
+        raise FinemoeError("no prompt could be answered", f"see {folder.path}")
+
+
+def _plan(given: Mapping[str, Any], output: Output) -> Plan:
+    from finemoe_cli.evaluation.plan import DEFAULTS, make_plan
+
+    asked = dict(DEFAULTS) | {name: value for name, value in given.items() if value is not None}
+    plan = make_plan(asked, lambda name: ensure_model(name, output))
+    prompts = plan.prompts
+    if prompts.note:
+        output.warn(prompts.note)
+    if prompts.skipped_rows:
+        output.warn(f"{prompts.skipped_rows} rows of {prompts.path} were skipped; {prompts.skipped[0]}")
+    source = f"{prompts.source} {prompts.path}".rstrip()
+    output.note(
+        f"prompts: {source}; {len(plan.history)} conversations to learn from, {len(plan.test)} to test with"
+    )
+    return plan
+
+
+def _evaluate(plan: Plan, folder: RunFolder, side_by_side: int | None, output: Output) -> dict[str, Any]:
+    from finemoe_cli.evaluation import surroundings
+    from finemoe_cli.evaluation.runner import Runner, Stopped
+    from finemoe_cli.evaluation.summary import summarise
+
+    for warning in prepare_process():
+        output.warn(warning)
+    run = folder.run or {
+        "format": 1,
+        "created": _now(),
+        "complete": False,
+        "config": plan.config(),
+        "sittings": [],
+        "engines": {},
+    }
+    sitting: dict[str, Any] = {
+        "began": _now(),
+        "ended": None,
+        "versions": surroundings.versions(),
+        "commit": surroundings.commit(),
+        "machine": surroundings.machine(),
+        "groups": [],
+    }
+    run["sittings"].append(sitting)
+    folder.write_run(run)
+    with output.progress(transient=True, lines=False, eta=True) as bars:
+        runner = Runner(
+            plan,
+            folder,
+            sitting=len(run["sittings"]),
+            side_by_side=side_by_side,
+            opening=lambda stage, done, total: None,
+            progress=_progress(output, bars),
+            warn=output.warn,
+        )
+        try:
+            runner.run(folder.drop_unfinished())
+            run["complete"] = True
+            folder.drop_learnt()
+        except Stopped:
+            pass  # What there is is shown, and then the process ends as an interrupted one.
+        finally:
+            sitting["groups"], sitting["ended"] = runner.groups, _now()
+            run["engines"] |= runner.ready
+            folder.write_run(run)
+            summary = summarise(folder)
+            folder.write_summary(summary)
+    return summary
+
+
+def _progress(output: Output, bars: Callable[[str, int, int], None] | None) -> Callable[[str, int, int], None]:
+    """A bar with the time that is left on a terminal; elsewhere a line for each tenth."""
+    began: dict[str, tuple[float, int]] = {}
+    on_terminal = sys.stderr.isatty()
+
+    def tell(stage: str, done: int, total: int) -> None:
+        start, before = began.setdefault(stage, (time.monotonic(), done))
+        if bars is not None and on_terminal:
+            bars(stage, done, total)
+        elif stage == "evaluate" and before < done < total and done * 10 // total != (done - 1) * 10 // total:
+            left = (time.monotonic() - start) / (done - before) * (total - done)
+            output.note(f"{done} of {total} conversations, {left:.0f} s left")
+
+    return tell
+
+
+def _absolute(dataset: str | None, data: Path | None) -> str | None:
+    """The file that prompts are read from, named or given as the data set itself; None for none."""
+    if data is None and dataset is not None and dataset not in complete_dataset():
+        data = Path(dataset)
+        if not data.exists():
+            known = ", ".join(complete_dataset())
+            raise ConfigError(f"there is no dataset '{dataset}'", f"{known}, or a file")
+    return None if data is None else str(data.absolute())
+
+
+def _new_folder() -> Path:
+    name = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    return next(
+        path
+        for path in (runs_dir() / (f"{name}-{number}" if number else name) for number in range(1000))
+        if not path.exists()
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

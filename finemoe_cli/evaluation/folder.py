@@ -1,0 +1,164 @@
+"""The folder of a run. Whatever ends the run, a request that is in it is whole, and the run can go on.
+
+::
+
+    run.json          what is done, and each sitting: when, versions, machine
+    requests.jsonl    a row for each request, written safely to the disk as soon as it is over
+    summary.json      what they come to
+    engines.log       what the engines' processes said on stderr
+    learnt/           what policies learned from the history, until the run is complete
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from offload.errors import ConfigError, DamagedFile, StorageError
+from offload.files import locked, storage_errors, sync_folder
+from profiles.files import write_atomically
+from profiles.paths import ensure_folder
+
+FORMAT = 1
+RUN = "run.json"
+REQUESTS = "requests.jsonl"
+SUMMARY = "summary.json"
+LOG = "engines.log"
+LEARNT = "learnt"
+_LOCK = ".lock"
+
+Row = dict[str, Any]
+Finished = set[tuple[str, int]]
+"""Combination, and number of the conversation."""
+
+
+class RunFolder:
+    """A folder that is being written.
+
+    Attributes:
+        path: Where it is.
+        run: What is in ``run.json``; None in a new folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.run: dict[str, Any] | None = None
+        if (path / RUN).exists():
+            self.run = read_object(path / RUN)
+            if self.run.get("format") != FORMAT:
+                raise ConfigError(f"{path} was written by another version of finemoe", "begin a new run")
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path) -> Iterator[RunFolder]:
+        """The folder at `path`, made if it is not there; no other process has it meanwhile.
+
+        Raises:
+            ConfigError: Another process has it, or it holds something else.
+            StorageError: It cannot be written.
+        """
+        if path.is_dir() and not (path / RUN).exists() and any(one.name != _LOCK for one in path.iterdir()):
+            raise ConfigError(f"{path} is not the folder of a run", "choose a new or an empty folder")
+        ensure_folder(path)
+
+        def occupied(stage: str, waited: int, total: int) -> None:
+            raise ConfigError(f"another finemoe is evaluating in {path}", "wait for it, or choose another folder")
+
+        with ExitStack() as stack:
+            with storage_errors("the run", path):
+                stack.enter_context(locked(path / _LOCK, occupied))
+            yield cls(path)
+
+    def write_run(self, run: Mapping[str, Any]) -> None:
+        """Keep what is done."""
+        self.run = dict(run)
+        write_atomically(self.path / RUN, json.dumps(run, indent=2) + "\n")
+        sync_folder(self.path)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Keep what the requests come to."""
+        write_atomically(self.path / SUMMARY, json.dumps(summary, indent=2) + "\n")
+
+    def append(self, row: Row) -> None:
+        """Add a request, safely.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        path = self.path / REQUESTS
+        with storage_errors("the request", path), path.open("ab") as file:
+            file.write(json.dumps(row).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def drop_unfinished(self) -> Finished:
+        """Take out conversations that were broken off, to be held again. Returns those that are finished."""
+        path = self.path / REQUESTS
+        if not path.exists():
+            return set()
+        rows = read_rows(path)
+        finished = {(row["combination"], row["number"]) for row in rows if is_last(row)}
+        kept = [row for row in rows if (row["combination"], row["number"]) in finished]
+        if len(kept) < len(rows) or not path.read_bytes().endswith(b"\n"):
+            write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
+            sync_folder(self.path)
+        return finished
+
+    def drop_learnt(self) -> None:
+        """The run is complete: what policies learned is not needed any more, and may be large."""
+        shutil.rmtree(self.path / LEARNT, ignore_errors=True)
+
+    def rows(self) -> list[Row]:
+        """Every request so far."""
+        path = self.path / REQUESTS
+        return read_rows(path) if path.exists() else []
+
+
+def is_last(row: Row) -> bool:
+    """Whether a conversation ends with this row: it was its last turn, or could not be answered."""
+    return "error" in row or row["turn"] == row["turns"]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a ``requests.jsonl``. A last one that was being written when the power went is left out.
+
+    Raises:
+        DamagedFile: Another one cannot be read.
+    """
+    with storage_errors("the requests", path):
+        lines = path.read_bytes().split(b"\n")
+    rows: list[Row] = []
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+            rows.append(row)
+            _ = row["combination"], row["number"]
+        except (ValueError, KeyError, TypeError):
+            if number == len(lines):
+                return rows
+            raise DamagedFile(f"line {number} of {path} is damaged", "take that line out, or begin anew") from None
+    return rows
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a run.
+
+    Raises:
+        StorageError: It is not there, or damaged.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError:
+        raise DamagedFile(f"{path} is damaged", "begin a new run") from None
+    if not isinstance(found, dict):
+        raise DamagedFile(f"{path} is damaged", "begin a new run")
+    return found

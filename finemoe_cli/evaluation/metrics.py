@@ -1,0 +1,108 @@
+"""What rows of requests come to: the metrics of each combination, in the field's words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+COUNTS = (
+    "selections",
+    "resident",
+    "prefetched",
+    "late",
+    "missed",
+    "bytes_demand",
+    "bytes_prefetch",
+    "bytes_prefetch_wasted",
+    "stall_s",
+    "evictions",
+)
+TIMES = ("ttft_s", "tpot_s", "itl_s", "e2e_s")
+
+Row = Mapping[str, Any]
+
+
+def intervals(token_times_s: Sequence[float]) -> list[float]:
+    """Inter-token latencies: from each token to the next."""
+    return [round(after - before, 6) for before, after in pairwise(token_times_s)]
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value that `share` of the values, in rising order, lie below; between two it is on the line."""
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+
+def spread(values: Iterable[float | None]) -> dict[str, float | int | None]:
+    """Count, mean, median and the 90th and 99th percentile of the values that there are."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return {"count": 0, "mean": None, "median": None, "p90": None, "p99": None}
+    return {
+        "count": len(known),
+        "mean": sum(known) / len(known),
+        "median": quantile(known, 0.5),
+        "p90": quantile(known, 0.9),
+        "p99": quantile(known, 0.99),
+    }
+
+
+def phase_metrics(counts: Sequence[Mapping[str, Any]], tokens: int) -> dict[str, Any]:
+    """The counts of one phase added up, with rates, and bytes and stall a token.
+
+    Args:
+        counts: Of each request: `PhaseCounts.to_dict()`.
+        tokens: That the phase went over.
+    """
+    total: dict[str, Any] = {name: sum(one[name] for one in counts) for name in COUNTS}
+    selections = total["selections"]
+    read = total["bytes_demand"] + total["bytes_prefetch"]
+
+    def rate(*names: str) -> float | None:
+        return sum(total[name] for name in names) / selections if selections else None
+
+    return total | {
+        "tokens": tokens,
+        "hit_rate": rate("resident", "prefetched"),
+        "covered_rate": rate("resident", "prefetched", "late"),
+        "late_rate": rate("late"),
+        "missed_rate": rate("missed"),
+        "bytes_per_token": read / tokens if tokens else None,
+        "stall_per_token_s": total["stall_s"] / tokens if tokens else None,
+    }
+
+
+def metrics_of(rows: Sequence[Row]) -> dict[str, Any]:
+    """What the requests of one combination come to; rows with an `error` are counted and no more."""
+    done = [row for row in rows if "error" not in row]
+    completion_tokens = sum(row["completion_tokens"] for row in done)
+    busy_s = sum(row["e2e_s"] for row in done)
+    reasons = sorted({row["finish_reason"] for row in done})
+    prompt_tokens = sum(row["prompt_tokens"] - row["reused_tokens"] for row in done)
+    decoded = sum(max(row["completion_tokens"] - 1, 0) for row in done)
+    return {
+        "requests": len(done),
+        "conversations": len({row["number"] for row in done}),
+        "errors": len(rows) - len(done),
+        "prompt_tokens": sum(row["prompt_tokens"] for row in done),
+        "completion_tokens": completion_tokens,
+        "finish_reasons": {reason: sum(row["finish_reason"] == reason for row in done) for reason in reasons},
+        "ttft_s": spread(row["ttft_s"] for row in done),
+        "tpot_s": spread(row["tpot_s"] for row in done),
+        "itl_s": spread(time for row in done for time in row["itl_s"]),
+        "e2e_s": spread(row["e2e_s"] for row in done),
+        "busy_s": busy_s,
+        "requests_per_s": len(done) / busy_s if busy_s else None,
+        "tokens_per_s": completion_tokens / busy_s if busy_s else None,
+        "prefill": phase_metrics([row["prefill"] for row in done], prompt_tokens),
+        "decode": phase_metrics([row["decode"] for row in done], decoded),
+        "memory": {
+            "budget_bytes": max((row["budget_bytes"] for row in done), default=None),
+            "peak_bytes": max((row["peak_bytes"] for row in done), default=None),
+            "slots": max((row["slots"] for row in done), default=None),
+        },
+    }

@@ -1,0 +1,91 @@
+"""The summary of a run, and the table that is shown of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from finemoe_cli.evaluation.folder import Row, RunFolder
+from finemoe_cli.evaluation.metrics import metrics_of
+from offload.units import MIB, format_bytes
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def summarise(folder: RunFolder) -> dict[str, Any]:
+    """What is in ``summary.json``: all that the folder says, and the metrics of each combination."""
+    run, rows = folder.run, folder.rows()
+    assert run is not None
+    combinations = [
+        _combination(one, [row for row in rows if row["combination"] == one["name"]])
+        for one in run["config"]["combinations"]
+    ]
+    config = {name: value for name, value in run["config"].items() if name not in ("combinations", "data")}
+    return {
+        "path": str(folder.path),
+        "complete": run["complete"],
+        "created": run["created"],
+        "data": run["config"]["data"],
+        "config": config,
+        "sittings": run["sittings"],
+        "engines": run["engines"],
+        "combinations": combinations,
+    }
+
+
+def _combination(said: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+    known = {name: said[name] for name in ("name", "policy", "profile", "budget")}
+    done = next((row for row in rows if "error" not in row), {})
+    return known | {name: done.get(name) for name in ("device", "kernels")} | metrics_of(rows)
+
+
+def table_of(summary: dict[str, Any]) -> Table:
+    """A row for each combination."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("policy@budget", style="name", overflow="fold")
+    for header in (
+        "requests",
+        "TTFT ms",
+        "TPOT ms",
+        "ITL p99",
+        "tok/s",
+        "hit",
+        "covered",
+        "MiB/token",
+        "stall ms",
+        "peak / budget",
+    ):
+        table.add_column(header, justify="right")
+    for one in summary["combinations"]:
+        decode, memory = one["decode"], one["memory"]
+        table.add_row(
+            Text(one["name"]),
+            str(one["requests"]),
+            _ms(one["ttft_s"]["median"]),
+            _ms(one["tpot_s"]["median"]),
+            _ms(one["itl_s"]["p99"]),
+            _number(one["tokens_per_s"], 2),
+            _percent(decode["hit_rate"]),
+            _percent(decode["covered_rate"]),
+            _number(None if decode["bytes_per_token"] is None else decode["bytes_per_token"] / MIB, 1),
+            _ms(decode["stall_per_token_s"]),
+            "-" if memory["peak_bytes"] is None
+            else f"{format_bytes(memory['peak_bytes'])} / {format_bytes(memory['budget_bytes'])}",
+        )  # fmt: skip
+    return table
+
+
+def _ms(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{1e3 * seconds:.1f}"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"

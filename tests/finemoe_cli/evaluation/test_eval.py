@@ -1,0 +1,187 @@
+"""``finemoe eval`` as users run it."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from finemoe_cli.evaluation.metrics import COUNTS
+from tests.finemoe_cli.evaluation.conftest import answers, rows_of
+
+COMBINATIONS = ["demand@50%", "finemoe@50%"]
+
+
+@pytest.fixture(scope="module")
+def run(command, arguments, tmp_path_factory) -> tuple[Path, dict, str]:
+    """A run of two policies, of which one learns: its folder, summary and stderr."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    done = command(*arguments, "--policy", "demand,finemoe", "--budget", "50%", "--out", str(folder))
+    assert done.code == 0, done.err
+    return folder, done.json, done.err
+
+
+def test_every_combination_answers_every_conversation(run):
+    folder, summary, _ = run
+    rows = rows_of(folder)
+    assert [one["name"] for one in summary["combinations"]] == COMBINATIONS
+    of_each = [[(r["number"], r["turn"]) for r in rows if r["combination"] == name] for name in COMBINATIONS]
+    assert of_each[0] and all(sorted(one) == sorted(of_each[0]) for one in of_each)
+    assert {row["number"] for row in rows} == {0, 1, 2, 3}
+    assert summary["complete"] is True
+    assert summary == json.loads((folder / "summary.json").read_text())
+
+
+def test_they_take_turns_by_conversation(run):
+    folder, summary, _ = run
+    (sitting,) = summary["sittings"]
+    assert sitting["groups"] == [COMBINATIONS]
+    order = [(row["number"], row["combination"]) for row in rows_of(folder)]
+    assert [number for number, _ in order] == sorted(number for number, _ in order)
+    firsts = [next(name for n, name in order if n == number) for number in range(4)]
+    assert firsts == 2 * COMBINATIONS
+
+
+def test_neither_policy_nor_budget_changes_the_text(run):
+    folder, _, _ = run
+    said = answers(folder)
+    talks = {(conversation, turn) for _, conversation, turn in said}
+    for talk in talks:
+        assert len({tuple(said[name, *talk]) for name in COMBINATIONS}) == 1
+
+
+def test_the_summary_is_what_the_rows_say(run):
+    folder, summary, _ = run
+    for one in summary["combinations"]:
+        rows = [row for row in rows_of(folder) if row["combination"] == one["name"] and "error" not in row]
+        times = [np.array(row["token_times_s"]) for row in rows]
+        wanted = {
+            "ttft_s": [t[0] for t in times],
+            "tpot_s": [(t[-1] - t[0]) / (len(t) - 1) for t in times if len(t) > 1],
+            "itl_s": np.concatenate([np.diff(t) for t in times]),
+            "e2e_s": [t[-1] for t in times],
+        }
+        for name, values in wanted.items():
+            assert one[name]["count"] == len(values)
+            assert one[name]["mean"] == pytest.approx(np.mean(values), abs=2e-6)
+            for key, share in (("median", 0.5), ("p90", 0.9), ("p99", 0.99)):
+                assert one[name][key] == pytest.approx(np.quantile(values, share), abs=2e-6)
+        tokens = sum(len(row["token_ids"]) for row in rows)
+        assert one["tokens_per_s"] == pytest.approx(tokens / sum(t[-1] for t in times), rel=1e-3)
+        for phase in ("prefill", "decode"):
+            for count in COUNTS:
+                assert one[phase][count] == pytest.approx(sum(row[phase][count] for row in rows))
+            selections = sum(row[phase]["selections"] for row in rows)
+            hits = sum(row[phase]["resident"] + row[phase]["prefetched"] for row in rows)
+            assert one[phase]["hit_rate"] == hits / selections
+        assert one["decode"]["selections"] == 3 * 2 * sum(len(row["token_ids"]) - 1 for row in rows)
+        memory = one["memory"]
+        assert 0 < memory["peak_bytes"] <= memory["budget_bytes"]
+
+
+def test_each_row_has_its_times(run):
+    for row in rows_of(run[0]):
+        if "error" in row:
+            continue
+        times = row["token_times_s"]
+        assert len(times) == len(row["token_ids"]) == row["completion_tokens"] > 0
+        assert times[0] > 0 and all(before <= after for before, after in pairwise(times))
+        assert row["itl_s"] == pytest.approx(np.diff(times), abs=1e-6)
+        assert row["ttft_s"] == pytest.approx(times[0], abs=1e-6)
+        assert row["e2e_s"] == pytest.approx(times[-1], abs=1e-6)
+        assert row["reused_tokens"] == 0 or row["turn"] > 1
+
+
+def test_where_prompts_come_from_and_what_was_left_out(run, prompts):
+    folder, summary, err = run
+    assert summary["data"]["source"] == "file"
+    assert summary["data"]["path"] == str(prompts)
+    assert summary["data"]["skipped"] == ["row 6: the prompt is empty"]
+    assert (summary["data"]["history"], summary["data"]["test"]) == (1, 4)
+    assert f"warning: 1 rows of {prompts} were skipped; row 6: the prompt is empty\n" in err
+    assert f"prompts: file {prompts}; 1 conversations to learn from, 4 to test with\n" in err
+    errors = [row for row in rows_of(folder) if "error" in row]
+    assert {(row["combination"], row["conversation"], row["turn"]) for row in errors} == {
+        (name, "long", 2) for name in COMBINATIONS
+    }
+    assert all(row["error"].startswith("the prompt has ") for row in errors)
+    assert "demand@50%, long, turn 2: the prompt has " in err
+
+
+def test_it_says_what_it_was_measured_with(run):
+    _, summary, _ = run
+    (sitting,) = summary["sittings"]
+    assert {"python", "finemoe", "torch", "transformers"} <= {k for k, v in sitting["versions"].items() if v}
+    assert sitting["machine"]["cpus"] > 0
+    assert summary["config"]["sampling"]["temperature"] == 0
+    assert summary["config"]["asked"]["seed"] == 0
+    assert set(summary["engines"]) == set(COMBINATIONS)
+    assert not (run[0] / "learnt").exists()
+
+
+def test_the_same_seed_gives_the_same(run, command, arguments, tmp_path):
+    """Also where engines are not open at the same time: each has a cache of its own."""
+    again = tmp_path / "again"
+    more = ("--policy", "demand", "--budget", "50%,minimum", "--side-by-side", "1", "--out", str(again))
+    done = command(*arguments, *more)
+    assert done.code == 0, done.err
+    assert done.json["sittings"][0]["groups"] == [["demand@50%"], ["demand@minimum"]]
+
+    half, least = done.json["combinations"]
+    assert half["memory"]["slots"] == 12 > least["memory"]["slots"]
+    assert half["decode"]["missed"] < least["decode"]["missed"]
+    said = answers(again)
+    assert all(said["demand@minimum", *key[1:]] == said[key] for key in said)
+
+    def counted(folder: Path) -> dict:
+        return {
+            (row["combination"], row["conversation"], row["turn"]): (
+                row.get("token_ids"),
+                [row[phase][c] for phase in ("prefill", "decode") for c in COUNTS if c != "stall_s"]
+                if "error" not in row
+                else row["error"],
+            )
+            for row in rows_of(folder)
+            if row["combination"] == "demand@50%"
+        }
+
+    assert counted(again) == counted(run[0])
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "said"),
+    [
+        (["--profile", "low", "--budget", "25%"], 2, "both --profile and --budget are given"),
+        (["--policy", "demand,nope"], 2, "--policy is 'nope'"),
+        (["--policy", "demand,"], 2, "--policy 'demand,' has an empty place"),
+        (["--policy", "demand,demand"], 2, "a policy is measured twice with one budget"),
+        (["--profile", "nope"], 3, "no profile called 'nope'"),
+        (["--split", "1"], 2, "'1' is not a split"),
+        (["--dataset", "nope.jsonl"], 2, "there is no dataset 'nope.jsonl'"),
+        (["--model", "nope"], 3, ""),
+        (["-n", "0"], 2, "--max-new-tokens is '0'"),
+    ],
+)
+def test_wrong_usage(finemoe, tiny, more, code, said, tmp_path):
+    done = finemoe("eval", "--model", str(tiny), "--out", str(tmp_path / "run"), *more)
+    assert done.code == code
+    assert done.error.startswith(said)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_budget_that_is_too_small(finemoe, tiny, tmp_path):
+    arguments = ("--budget", "9MiB", "--policy", "demand", "--kernels", "reference", "--limit", "2", "-q")
+    done = finemoe("eval", "-m", str(tiny), *arguments, "--out", str(tmp_path / "run"))
+    assert done.code == 4
+    assert done.error.startswith("a budget of 9.00 MiB is too small for tiny")
+
+
+def test_all_prompts_fail(finemoe, tiny, tmp_path):
+    (tmp_path / "p.txt").write_text("x" * 500 + "\n" + "y" * 500 + "\n")
+    arguments = ("--data", str(tmp_path / "p.txt"), "--kernels", "reference", "--context", "200")
+    done = finemoe("eval", "-m", str(tiny), *arguments, "--out", str(tmp_path / "run"), "--policy", "demand")
+    assert done.code == 1
+    assert done.err.splitlines()[-2] == "error: no prompt could be answered"
