@@ -33,8 +33,6 @@ REFERENCES = ("demand", "belady")
 """Others are compared with them, so they run whether they were asked for or not."""
 EVICTION_OF = ("auto", "finemoe")
 """Policies that read ahead of which the eviction alone is looked at too."""
-SIMULATED = (*POLICIES, *FORESIGHT)
-"""All that can be simulated."""
 
 _PR_SET_PDEATHSIG = 1
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")

@@ -19,9 +19,9 @@ ENOUGH = 256
 def calibrated(traces: Sequence[Trace], progress: Callable[[str, int, int], None]) -> tuple[Timing, str]:
     """The timing of the machine that recorded `traces`, in seconds.
 
-    A layer's time is the median over decoded tokens of what was not waiting. Reads are those of decoded tokens,
-    in the order they ended; where these are few, those of prompts too; where those are few, what this machine's
-    disk does.
+    Every pass computes as long as it did; `layer_s` is the median over decoded tokens. Reads are those of decoded
+    tokens, in the order they ended; where these are few, those of prompts too; where those are few, what this
+    machine's disk does.
 
     Returns:
         The timing, and in words where the reads come from.
@@ -49,7 +49,7 @@ def calibrated(traces: Sequence[Trace], progress: Callable[[str, int, int], None
     for phases, words in (((Phase.DECODE,), "decoded tokens"), (tuple(Phase), "prompts and tokens")):
         times = [seconds for phase in phases for seconds in reads[phase]]
         if len(times) >= ENOUGH:
-            timing = Timing(layer_s, float(np.mean(times)), lanes, reads_s=tuple(times), recorded_prompts=True)
+            timing = Timing(layer_s, float(np.mean(times)), lanes, reads_s=tuple(times), recorded_passes=True)
             return timing, f"{len(times):,} recorded reads of {words}"
     if measured is None:
         raise ConfigError(
@@ -57,4 +57,4 @@ def calibrated(traces: Sequence[Trace], progress: Callable[[str, int, int], None
             "finemoe plan measures it; or record with a smaller budget, or give --link",
         )
     read_s = model.slot_bytes * lanes / measured.disk_bytes_per_s
-    return Timing(layer_s, read_s, lanes, recorded_prompts=True), "this machine's disk, as it was measured"
+    return Timing(layer_s, read_s, lanes, recorded_passes=True), "this machine's disk, as it was measured"

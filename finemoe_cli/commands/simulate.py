@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +14,14 @@ import typer
 
 from finemoe_cli import options
 from finemoe_cli.output import Output
-from offload.config import POLICIES
+from finemoe_cli.simulation_arguments import (
+    read_budgets,
+    read_links,
+    read_options,
+    read_policies,
+    read_split,
+    simulated_policies,
+)
 from offload.errors import ConfigError
 from profiles.environment import prepare_process
 from profiles.files import write_atomically
@@ -39,14 +44,6 @@ EPILOG = """
 
 _WHAT = "What is replayed"
 _OUTPUT = "Output"
-_SHARE = re.compile(r"(\d+(?:\.\d+)?)%")
-_SPLIT = re.compile(r"(\d+(?:\.\d+)?):(\d+(?:\.\d+)?)")
-_OPTION = re.compile(r"([a-z-]+)\.([a-z_]+)=(\S+)")
-
-
-def complete_simulated() -> list[str]:
-    """Policies, for the shell."""
-    return [*POLICIES, "belady", "oracle"]
 
 
 def simulate(
@@ -59,7 +56,7 @@ def simulate(
             "--policy",
             metavar="NAMES",
             help="Policies, with commas between; all, and belady and oracle, which know the future.",
-            autocompletion=complete_simulated,
+            autocompletion=simulated_policies,
         ),
     ] = None,
     budget: Annotated[
@@ -148,15 +145,15 @@ def simulate(
     The policies, the cache and all counts are the engine's own; computing and reading are numbers.
     """
     output = Output(as_json=as_json, quiet=quiet)
-    names = _policies(policy)
-    shares = _budgets(budget)
+    names = read_policies(policy)
+    shares = read_budgets(budget)
     budgets = [one.strip() for one in budget.split(",")]
     if calibrated and link is not None:
         raise ConfigError("both --link and --calibrated are given", "give one of the two")
-    ratios = [] if calibrated else _links(link or "0.5,1.5,4")
+    ratios = [] if calibrated else read_links(link or "0.5,1.5,4")
     links = ["calibrated"] if calibrated else [f"{ratio:g}" for ratio in ratios]
-    given = _options(option or [], names)
-    part = _split(split)
+    given = read_options(option or [], names)
+    part = read_split(split)
     _check_targets([path for path in (csv, figure) if path is not None], figure, force=force)
     prefill = calibrated if prefill is None else prefill
     for warning in prepare_process():
@@ -294,7 +291,7 @@ def _print(
         for place, name in enumerate(links):
             timing = grid.timings[place]
             of_link = f"an expert takes {name} layers to move"
-            if timing.reads_s or timing.recorded_prompts:
+            if timing.reads_s or timing.recorded_passes:
                 of_link = (
                     f"a layer takes {1e3 * timing.layer_s:.2f} ms, an expert {1e3 * timing.read_s:.2f} ms to move "
                     f"({_count(timing.lanes, 'lane')}); times in ms"
@@ -346,72 +343,6 @@ def _timing_json(name: str, timing: Timing) -> dict[str, Any]:
         "lanes": timing.lanes,
         "recorded_reads": len(timing.reads_s),
     }
-
-
-def _policies(text: str | None) -> list[str]:
-    known = complete_simulated()
-    names = known if text is None else _words(text, "--policy")
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"unknown policy '{name}'", f"choose of {', '.join(known)}")
-    return list(dict.fromkeys(names))
-
-
-def _budgets(text: str) -> list[float | int]:
-    found: list[float | int] = []
-    for word in _words(text, "--budget"):
-        share = _SHARE.fullmatch(word)
-        value = float(share.group(1)) / 100 if share else int(word) if word.isascii() and word.isdigit() else 0
-        if value <= 0 or (share and value > 1):
-            raise ConfigError(f"'{word}' is not a budget", "give shares up to 100%, such as 12.5%, or slots: 450")
-        found.append(value)
-    return found
-
-
-def _links(text: str) -> list[float]:
-    found = []
-    for word in _words(text, "--link"):
-        try:
-            ratio = float(word)
-        except ValueError:
-            ratio = 0.0
-        if not 0 < ratio <= 10_000:
-            raise ConfigError(
-                f"'{word}' is not a link", "give how many layers an expert takes to move, above 0, such as 1.5"
-            )
-        found.append(ratio)
-    return found
-
-
-def _split(text: str) -> float:
-    match = _SPLIT.fullmatch(text.strip())
-    parts = [float(part) for part in match.groups()] if match else []
-    if not parts or parts[1] == 0:
-        raise ConfigError(f"'{text}' is not a split", "give two numbers, such as 70:30; the second above 0")
-    return parts[0] / sum(parts)
-
-
-def _options(words: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = {}
-    for word in words:
-        match = _OPTION.fullmatch(word.strip())
-        try:
-            value = float(match.group(3)) if match else math.nan
-        except ValueError:
-            value = math.nan
-        if match is None or not math.isfinite(value):
-            raise ConfigError(f"'{word}' is not an option", "write POLICY.NAME=NUMBER, such as promoe.stride=3")
-        if match.group(1) not in names:
-            raise ConfigError(f"option '{word}' is of a policy that is not simulated", f"of {', '.join(names)}")
-        found.setdefault(match.group(1), {})[match.group(2)] = value
-    return found
-
-
-def _words(text: str, name: str) -> list[str]:
-    words = [word.strip() for word in text.split(",")]
-    if not all(words):
-        raise ConfigError(f"{name} '{text}' has an empty place", "put one comma between two values")
-    return words
 
 
 def _check_targets(paths: Sequence[Path], figure: Path | None, *, force: bool) -> None:

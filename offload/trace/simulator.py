@@ -32,22 +32,23 @@ class Timing:
         layer_s: Computing one layer of a decoded token.
         read_s: Moving one expert.
         lanes: Reads that go on at once.
-        router_share: Share of a layer's time until its router has chosen.
+        router_share: Share of a layer's time until its router has chosen; this and the next as measured with the
+            demo model on a CPU.
         shared_share: Share of it that its shared expert takes; the routed experts take the rest.
         decide_s: Time a layer that a policy which looks ahead takes.
         reads_s: Recorded times of reads, replayed in turn instead of `read_s`.
-        recorded_prompts: Whether a prompt computes as long as it did when it was recorded, waiting left out;
-            otherwise a layer of T tokens takes T / 16 of `layer_s`, and at least one.
+        recorded_passes: Whether every pass computes as long as it did when it was recorded, waiting left out.
+            Otherwise a layer takes `layer_s`, and one of T > 16 tokens of a prompt T / 16 of it.
     """
 
     layer_s: float = 1.0
     read_s: float = 1.0
     lanes: int = 1
-    router_share: float = 0.3
-    shared_share: float = 0.3
+    router_share: float = 0.2
+    shared_share: float = 0.45
     decide_s: float = 0.0
     reads_s: tuple[float, ...] = ()
-    recorded_prompts: bool = False
+    recorded_passes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,9 +212,9 @@ class Simulation:
         if looks and policy.decides_early:
             fetcher.look_ahead(-1)
         needed_all = (one.chosen[:, 0] + self._bases).tolist()
-        router_s = timing.layer_s * timing.router_share
-        shared_s = timing.layer_s * timing.shared_share
-        expert_s = timing.layer_s * (1 - timing.router_share - timing.shared_share) / model.top_k
+        layer_s = self._layer_s(one)
+        router_s, shared_s = layer_s * timing.router_share, layer_s * timing.shared_share
+        expert_s = (layer_s - router_s - shared_s) / model.top_k
         state = self._residency.state
         routings = _routings(one) if looks else None
         for layer in range(model.layers):
@@ -244,7 +245,7 @@ class Simulation:
         fetcher.phase = Phase.PREFILL
         fetcher.begin_forward()
         policy.begin_pass(self._forward(one))
-        layer_s = self._prompt_layer_s(one)
+        layer_s = self._layer_s(one)
         for layer, routing in enumerate(_routings(one)):
             policy.routed(routing)
             experts = (np.unique(one.chosen[layer]) + layer * self._model.experts).tolist()
@@ -253,10 +254,11 @@ class Simulation:
                 link.advance(layer_s / 2 / len(experts))
         policy.end_pass()
 
-    def _prompt_layer_s(self, one: TracePass) -> float:
-        if self._timing.recorded_prompts:
+    def _layer_s(self, one: TracePass) -> float:
+        """What a layer of this pass takes to compute."""
+        if self._timing.recorded_passes:
             return max(0.0, one.seconds - float(one.stall_s.sum())) / self._model.layers
-        # A layer's time grows with the tokens, but a few of them cost hardly more than one.
+        # A prompt's time grows with its tokens, but a few of them cost hardly more than one.
         return self._timing.layer_s * max(1.0, len(one.token_ids) / 16)
 
     def _show(self, one: TracePass) -> None:

@@ -19,7 +19,8 @@ import pytest
 
 from finemoe_cli import simulation, simulation_history, simulation_timing
 from finemoe_cli.commands import simulate as command
-from finemoe_cli.simulation import SIMULATED, plan_runs, shape_of, slots_for, split_requests
+from finemoe_cli.simulation import plan_runs, shape_of, slots_for, split_requests
+from finemoe_cli.simulation_arguments import simulated_policies
 from finemoe_cli.simulation_history import learn
 from finemoe_cli.simulation_report import METRICS
 from finemoe_cli.simulation_timing import calibrated
@@ -160,7 +161,7 @@ def test_the_table_is_narrow_and_has_every_policy(finemoe: Finemoe, short: Path)
     assert done.code == 0, done.err
     lines = done.out.splitlines()
     assert lines[0] == "50% of the experts, an expert takes 1.5 layers to move"
-    assert [line.split()[0] for line in lines[2:]] == list(SIMULATED)
+    assert [line.split()[0] for line in lines[2:]] == simulated_policies()
     assert max(map(len, lines)) <= 100
     assert "no predictors were fitted: the trace holds no residuals to fit predictors from" in done.err
     assert re.search(r"promoe: no trained predictors", done.err)

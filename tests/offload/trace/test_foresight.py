@@ -68,7 +68,7 @@ def test_no_eviction_misses_less_than_belady(seed: int, slots: int, tokens: int)
 
 
 @pytest.mark.parametrize("prefill", [False, True])
-@pytest.mark.parametrize("read_s", [0.3, 2.0])
+@pytest.mark.parametrize("read_s", [0.7, 2.0])
 def test_foresight_waits_least(prefill: bool, read_s: float) -> None:
     future = Future(REQUESTS, MODEL.layers, MODEL.experts, prefill=prefill)
     timing = Timing(read_s=read_s)
