@@ -15,7 +15,7 @@ from finemoe_cli import options
 from finemoe_cli.models import ensure_model
 from finemoe_cli.output import Output
 from finemoe_cli.signals import interrupts
-from offload.errors import ConfigError, FinemoeError
+from offload.errors import ConfigError, FinemoeError, NotFound
 from profiles.environment import prepare_process
 from profiles.paths import runs_dir
 
@@ -35,6 +35,23 @@ EPILOG = """
 _WHAT = "What is asked"
 _COMPARED = "What is compared"
 _OUTPUT = "Output"
+
+
+_WORDS = {
+    "asked": "other options",
+    "data": "other prompts",
+    "turns": "other turns",
+    "warmup": "another warm-up",
+    "system": "another system prompt",
+    "sampling": "other settings of sampling",
+    "model": "another model",
+    "combinations": "other settings of the engine",
+    "fingerprint": "other weights",
+    "device": "another device",
+    "kernels": "other kernels",
+    "context": "another context",
+}
+"""What of a run may not change while it goes on."""
 
 
 def complete_dataset() -> list[str]:
@@ -173,6 +190,15 @@ def evaluate(
         Path | None,
         typer.Option("--out", "-o", metavar="FOLDER", help="Where to keep the run.", rich_help_panel=_OUTPUT),
     ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            "--resume",
+            metavar="FOLDER",
+            help="Go on with a run that was broken off, as it was begun.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -180,9 +206,14 @@ def evaluate(
 
     Each has an engine of its own; they take turns conversation by conversation. Every request is kept as it ends.
     """
-    from finemoe_cli.evaluation.folder import RunFolder
+    from finemoe_cli.evaluation.folder import RUN, RunFolder
 
     output = Output(as_json=as_json, quiet=quiet)
+    if resume is not None and out is not None:
+        raise ConfigError("both --resume and --out are given", "give one of the two")
+    if resume is not None and not (resume / RUN).exists():
+        raise NotFound(f"there is no run in {resume}", "begin one with --out")
+    path = resume or out or _new_folder()
     given = {
         "dataset": dataset,
         "data": _absolute(dataset, data),
@@ -204,10 +235,8 @@ def evaluate(
         "threads": threads,
         "lanes": lanes,
     }
-    plan = _plan(given, output)
-    with RunFolder.open(out or _new_folder()) as folder:
-        if folder.run is not None:
-            raise ConfigError(f"{folder.path} holds a run already", "choose another folder")
+    plan = _plan(_asked(given, path), output)
+    with RunFolder.open(path) as folder:
         summary = _evaluate(plan, folder, side_by_side, output)
     if as_json:
         output.json(summary)
@@ -221,10 +250,29 @@ def evaluate(
         raise FinemoeError("no prompt could be answered", f"see {folder.path}")
 
 
-def _plan(given: Mapping[str, Any], output: Output) -> Plan:
-    from finemoe_cli.evaluation.plan import DEFAULTS, make_plan
+def _asked(given: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """All options: of a run that is at `path` already those it was begun with, which the given ones must equal."""
+    from finemoe_cli.evaluation.folder import RUN, read_object
+    from finemoe_cli.evaluation.plan import DEFAULTS
+    from profiles.settings import flag_name
 
-    asked = dict(DEFAULTS) | {name: value for name, value in given.items() if value is not None}
+    said = {name: value for name, value in given.items() if value is not None}
+    if not (path / RUN).exists():
+        return dict(DEFAULTS) | said
+    begun: dict[str, Any] = read_object(path / RUN)["config"]["asked"]
+    for name, value in said.items():
+        if begun[name] != value:
+            before = "without it" if begun[name] is None else f"with {begun[name]}"
+            raise ConfigError(
+                f"{flag_name(name)} is {value}, and the run in {path} was begun {before}",
+                "go on as it was begun, or choose another folder",
+            )
+    return begun
+
+
+def _plan(asked: Mapping[str, Any], output: Output) -> Plan:
+    from finemoe_cli.evaluation.plan import make_plan
+
     plan = make_plan(asked, lambda name: ensure_model(name, output))
     prompts = plan.prompts
     if prompts.note:
@@ -240,19 +288,34 @@ def _plan(given: Mapping[str, Any], output: Output) -> Plan:
 
 def _evaluate(plan: Plan, folder: RunFolder, side_by_side: int | None, output: Output) -> dict[str, Any]:
     from finemoe_cli.evaluation import surroundings
+    from finemoe_cli.evaluation.folder import FORMAT
     from finemoe_cli.evaluation.runner import Runner, Stopped
     from finemoe_cli.evaluation.summary import summarise
 
     for warning in prepare_process():
         output.warn(warning)
     run = folder.run or {
-        "format": 1,
+        "format": FORMAT,
         "created": _now(),
         "complete": False,
         "config": plan.config(),
         "sittings": [],
         "engines": {},
     }
+    for name, value in plan.config().items():
+        if run["config"][name] != value:
+            raise _other(folder.path, _WORDS[name])
+    if run["complete"]:
+        output.note("every conversation was held already")
+        return summarise(folder)
+
+    def opened(combination: str, ready: dict[str, Any]) -> None:
+        before = run["engines"].setdefault(combination, ready)
+        for fact in ("fingerprint", "device", "kernels", "context"):
+            if before[fact] != ready[fact]:
+                raise _other(folder.path, _WORDS[fact])
+        folder.write_run(run)
+
     sitting: dict[str, Any] = {
         "began": _now(),
         "ended": None,
@@ -270,6 +333,7 @@ def _evaluate(plan: Plan, folder: RunFolder, side_by_side: int | None, output: O
             sitting=len(run["sittings"]),
             side_by_side=side_by_side,
             opening=lambda stage, done, total: None,
+            opened=opened,
             progress=_progress(output, bars),
             warn=output.warn,
         )
@@ -281,11 +345,16 @@ def _evaluate(plan: Plan, folder: RunFolder, side_by_side: int | None, output: O
             pass  # What there is is shown, and then the process ends as an interrupted one.
         finally:
             sitting["groups"], sitting["ended"] = runner.groups, _now()
-            run["engines"] |= runner.ready
             folder.write_run(run)
             summary = summarise(folder)
             folder.write_summary(summary)
     return summary
+
+
+def _other(path: Path, what: str) -> ConfigError:
+    return ConfigError(
+        f"the run in {path} was begun with {what}", "begin a new one, as its numbers would not go together"
+    )
 
 
 def _progress(output: Output, bars: Callable[[str, int, int], None] | None) -> Callable[[str, int, int], None]:

@@ -45,12 +45,12 @@ class Runner:
         sitting: How often the run was begun or gone on with; each row says in which it was made.
         side_by_side: So many engines open at once; None for as many as memory has room for.
         opening: Told of the progress of opening a model.
+        opened: Told what each engine said when it was opened, by the name of its combination; may raise.
         progress: Told of stages ``history`` and ``evaluate``, in conversations.
         warn: Told of what could not be answered, one line each.
 
     Attributes:
         groups: Names of the combinations that took turns.
-        ready: What each engine said when it was opened.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Runner:
         sitting: int,
         side_by_side: int | None,
         opening: Progress,
+        opened: Callable[[str, dict[str, Any]], None],
         progress: Progress,
         warn: Callable[[str], None],
     ) -> None:
@@ -69,13 +70,13 @@ class Runner:
         self._sitting = sitting
         self._side_by_side = side_by_side
         self._opening = opening
+        self._opened_one = opened
         self._progress = progress
         self._warn = warn
         self._done = 0
         self._engines: dict[str, EvalEngine] = {}
         self._answering: EvalEngine | None = None
         self.groups: list[list[str]] = []
-        self.ready: dict[str, dict[str, Any]] = {}
 
     def run(self, finished: Finished) -> None:
         """Hold every conversation that is not finished, with every combination.
@@ -118,7 +119,7 @@ class Runner:
                     break
                 engine = stack.enter_context(self._opened(combination, self._knowledge(combination)))
                 self._engines[combination.name] = engine
-                self.ready[combination.name] = engine.ready
+                self._opened_one(combination.name, engine.ready)
                 group.append(combination)
             self.groups.append([combination.name for combination in group])
             for combination in group:
