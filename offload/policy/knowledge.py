@@ -186,8 +186,11 @@ def _save(path: Path, kind: str, shape: Shape, arrays: Mapping[str, NDArray[Any]
 
 
 def _load(path: Path, kind: str, shape: Shape) -> Mapping[str, NDArray[Any]] | None:
-    if not path.is_file():
-        return None
+    try:
+        if not path.is_file():
+            return None
+    except OSError as error:
+        raise KnowledgeError(f"{path} cannot be read: {error.strerror}") from error
     content = learnt_file.read(path, kind)
     if content.facts.get("fingerprint") != shape.fingerprint:
         raise KnowledgeError(f"{path} was learnt from another model", _HINT)
