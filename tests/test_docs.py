@@ -135,5 +135,7 @@ def leaves(command: Any, name: str = "") -> Iterator[str]:
     if subcommands is None:
         yield name
         return
+    if name and command.invoke_without_command:
+        yield name
     for word, subcommand in subcommands.items():
         yield from leaves(subcommand, f"{name} {word}".strip())

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,46 +11,34 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from finemoe_cli import options
+from finemoe_cli.exit_codes import ExitCode
 from finemoe_cli.models import ensure_model
-from finemoe_cli.output import Output
+from finemoe_cli.output import Output, Reported, print_error
 from finemoe_cli.signals import interrupts
 from offload.errors import ConfigError, FinemoeError, NotFound
 from profiles.environment import prepare_process
 from profiles.paths import runs_dir
 
 if TYPE_CHECKING:
-    from finemoe_cli.evaluation.folder import RunFolder
     from finemoe_cli.evaluation.plan import Plan
 
-EPILOG = """
+app = typer.Typer(
+    rich_markup_mode="rich",
+    epilog="""
 [bold]Examples[/]
 
   finemoe eval --limit 20 -n 32
   finemoe eval --policy demand,finemoe,auto --profile low,balanced --out runs/policies
   finemoe eval --dataset lmsys --budget 12.5%,25%
   finemoe eval --resume runs/policies
-"""
+  finemoe eval --budget 25% --fail-if "hit_rate<0.6"
+  finemoe eval compare runs/before runs/after
+""",
+)
 
 _WHAT = "What is asked"
 _COMPARED = "What is compared"
 _OUTPUT = "Output"
-
-
-_WORDS = {
-    "asked": "other options",
-    "data": "other prompts",
-    "turns": "other turns",
-    "warmup": "another warm-up",
-    "system": "another system prompt",
-    "sampling": "other settings of sampling",
-    "model": "another model",
-    "combinations": "other settings of the engine",
-    "fingerprint": "other weights",
-    "device": "another device",
-    "kernels": "other kernels",
-    "context": "another context",
-}
-"""What of a run may not change while it goes on."""
 
 
 def complete_dataset() -> list[str]:
@@ -59,7 +46,9 @@ def complete_dataset() -> list[str]:
     return ["sample", "lmsys", "sharegpt"]
 
 
+@app.callback(invoke_without_command=True)
 def evaluate(
+    invoked: typer.Context,
     dataset: Annotated[
         str | None,
         typer.Option(
@@ -199,6 +188,15 @@ def evaluate(
             rich_help_panel=_OUTPUT,
         ),
     ] = None,
+    fail_if: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fail-if",
+            metavar="METRIC<NUMBER",
+            help="End with exit code 5 if it holds for a combination: 'hit_rate<0.6'. May be repeated.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -206,9 +204,13 @@ def evaluate(
 
     Each has an engine of its own; they take turns conversation by conversation. Every request is kept as it ends.
     """
+    if invoked.invoked_subcommand is not None:
+        return
     from finemoe_cli.evaluation.folder import RUN, RunFolder
+    from finemoe_cli.evaluation.gates import judge, parse_gates
 
     output = Output(as_json=as_json, quiet=quiet)
+    gates = parse_gates(fail_if or [])
     if resume is not None and out is not None:
         raise ConfigError("both --resume and --out are given", "give one of the two")
     if resume is not None and not (resume / RUN).exists():
@@ -236,10 +238,15 @@ def evaluate(
         "lanes": lanes,
     }
     plan = _plan(_asked(given, path), output)
+    for warning in prepare_process():
+        output.warn(warning)
+    from finemoe_cli.evaluation.sitting import sit
+
     with RunFolder.open(path) as folder:
-        summary = _evaluate(plan, folder, side_by_side, output)
+        summary = sit(plan, folder, side_by_side, output)
+    verdicts = judge(gates, summary["combinations"]) if summary["complete"] else []
     if as_json:
-        output.json(summary)
+        output.json(summary | {"gates": [asdict(verdict) for verdict in verdicts]})
     else:
         from finemoe_cli.evaluation.summary import table_of
 
@@ -248,6 +255,41 @@ def evaluate(
     interrupts.check()
     if not any(one["requests"] for one in summary["combinations"]):
         raise FinemoeError("no prompt could be answered", f"see {folder.path}")
+    failed = [verdict for verdict in verdicts if verdict.failed]
+    for verdict in failed:
+        value = "not measured" if verdict.value is None else f"{verdict.value:.6g}"
+        print_error(f"{verdict.gate}: of {verdict.combination} it is {value}")
+    if failed:
+        raise Reported(ExitCode.GATE_FAILED)
+
+
+@app.command()
+def compare(
+    run_a: Annotated[str, typer.Argument(metavar="RUN_A", help="Folder of a run; FOLDER:COMBINATION for a part.")],
+    run_b: Annotated[str, typer.Argument(metavar="RUN_B", help="What it is compared with.")],
+    seed: Annotated[int, typer.Option("--seed", metavar="NUMBER", min=0, help="Of the bootstrap.")] = 0,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Compare two runs of the same prompts, conversation by conversation.
+
+    Differences are B - A, with the bounds of a 95 % confidence interval.
+    """
+    from finemoe_cli.evaluation.compare import compare_runs, comparison_json, comparison_rows
+
+    output = Output(as_json=as_json, quiet=quiet)
+    comparisons = compare_runs(run_a, run_b, seed)
+    if as_json:
+        output.json({"comparisons": [comparison_json(one) for one in comparisons]})
+        return
+    for number, one in enumerate(comparisons):
+        if number:
+            output.line("")
+        output.line(
+            f"A: {one.a.combination} of {one.a.run}; B: {one.b.combination} of {one.b.run}; "
+            f"{one.conversations} conversations, {100 * one.same_answers:.0f} % of the answers alike"
+        )
+        output.table(["metric", "A", "B", "B - A", "95 %", "B / A"], comparison_rows(one))
 
 
 def _asked(given: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -286,93 +328,6 @@ def _plan(asked: Mapping[str, Any], output: Output) -> Plan:
     return plan
 
 
-def _evaluate(plan: Plan, folder: RunFolder, side_by_side: int | None, output: Output) -> dict[str, Any]:
-    from finemoe_cli.evaluation import surroundings
-    from finemoe_cli.evaluation.folder import FORMAT
-    from finemoe_cli.evaluation.runner import Runner, Stopped
-    from finemoe_cli.evaluation.summary import summarise
-
-    for warning in prepare_process():
-        output.warn(warning)
-    run = folder.run or {
-        "format": FORMAT,
-        "created": _now(),
-        "complete": False,
-        "config": plan.config(),
-        "sittings": [],
-        "engines": {},
-    }
-    for name, value in plan.config().items():
-        if run["config"][name] != value:
-            raise _other(folder.path, _WORDS[name])
-    if run["complete"]:
-        output.note("every conversation was held already")
-        return summarise(folder)
-
-    def opened(combination: str, ready: dict[str, Any]) -> None:
-        before = run["engines"].setdefault(combination, ready)
-        for fact in ("fingerprint", "device", "kernels", "context"):
-            if before[fact] != ready[fact]:
-                raise _other(folder.path, _WORDS[fact])
-        folder.write_run(run)
-
-    sitting: dict[str, Any] = {
-        "began": _now(),
-        "ended": None,
-        "versions": surroundings.versions(),
-        "commit": surroundings.commit(),
-        "machine": surroundings.machine(),
-        "groups": [],
-    }
-    run["sittings"].append(sitting)
-    folder.write_run(run)
-    with output.progress(transient=True, lines=False, eta=True) as bars:
-        runner = Runner(
-            plan,
-            folder,
-            sitting=len(run["sittings"]),
-            side_by_side=side_by_side,
-            opening=lambda stage, done, total: None,
-            opened=opened,
-            progress=_progress(output, bars),
-            warn=output.warn,
-        )
-        try:
-            runner.run(folder.drop_unfinished())
-            run["complete"] = True
-            folder.drop_learnt()
-        except Stopped:
-            pass  # What there is is shown, and then the process ends as an interrupted one.
-        finally:
-            sitting["groups"], sitting["ended"] = runner.groups, _now()
-            folder.write_run(run)
-            summary = summarise(folder)
-            folder.write_summary(summary)
-    return summary
-
-
-def _other(path: Path, what: str) -> ConfigError:
-    return ConfigError(
-        f"the run in {path} was begun with {what}", "begin a new one, as its numbers would not go together"
-    )
-
-
-def _progress(output: Output, bars: Callable[[str, int, int], None] | None) -> Callable[[str, int, int], None]:
-    """A bar with the time that is left on a terminal; elsewhere a line for each tenth."""
-    began: dict[str, tuple[float, int]] = {}
-    on_terminal = sys.stderr.isatty()
-
-    def tell(stage: str, done: int, total: int) -> None:
-        start, before = began.setdefault(stage, (time.monotonic(), done))
-        if bars is not None and on_terminal:
-            bars(stage, done, total)
-        elif stage == "evaluate" and before < done < total and done * 10 // total != (done - 1) * 10 // total:
-            left = (time.monotonic() - start) / (done - before) * (total - done)
-            output.note(f"{done} of {total} conversations, {left:.0f} s left")
-
-    return tell
-
-
 def _absolute(dataset: str | None, data: Path | None) -> str | None:
     """The file that prompts are read from, named or given as the data set itself; None for none."""
     if data is None and dataset is not None and dataset not in complete_dataset():
@@ -390,7 +345,3 @@ def _new_folder() -> Path:
         for path in (runs_dir() / (f"{name}-{number}" if number else name) for number in range(1000))
         if not path.exists()
     )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -108,3 +108,36 @@ def test_other_prompts_and_settings_are_refused(command, whole, tmp_path):
 def test_there_must_be_a_run(command, tmp_path):
     done = command("eval", "--resume", str(tmp_path))
     assert (done.code, done.error) == (3, f"there is no run in {tmp_path}")
+
+
+def test_gates_of_a_complete_run(command, whole):
+    folder, _ = whole
+    resume = ("eval", "--resume", str(folder), "-q", "--json")
+    done = command(*resume, "--fail-if", "errors>0", "--fail-if", "hit_rate<=0")
+    assert (done.code, [verdict["failed"] for verdict in done.json["gates"]]) == (0, [False, False])
+    done = command(*resume, "--fail-if", "requests<1", "--fail-if", "decode.selections>=1")
+    assert done.code == 5
+    selections = done.json["combinations"][0]["decode"]["selections"]
+    assert done.json["gates"][1] == {
+        "gate": "decode.selections>=1",
+        "combination": "demand@50%",
+        "value": selections,
+        "failed": True,
+    }
+    assert done.err == f"error: decode.selections>=1: of demand@50% it is {selections}\n"
+    done = command(*resume, "--fail-if", "speed<1")
+    assert (done.code, done.error) == (2, "there is no metric 'speed'")
+
+
+def test_a_run_compared_with_itself(command, whole):
+    folder, _ = whole
+    done = command("eval", "compare", str(folder), f"{folder}:demand@50%", "--json")
+    assert done.code == 0, done.err
+    (comparison,) = done.json["comparisons"]
+    assert comparison["a"] == comparison["b"] == {"run": str(folder), "combination": "demand@50%"}
+    assert (comparison["conversations"], comparison["same_answers"]) == (10, 1)
+    assert all(one["difference"] == one["low"] == one["high"] == 0 for one in comparison["differences"])
+    done = command("eval", "compare", str(folder), str(folder))
+    assert done.code == 0
+    assert done.out.splitlines()[0].endswith("10 conversations, 100 % of the answers alike")
+    assert command("eval", "compare", str(folder)).code == 2

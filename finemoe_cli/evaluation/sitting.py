@@ -1,0 +1,130 @@
+"""One sitting of an evaluation: from a plan and a folder to a summary."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from finemoe_cli.evaluation import surroundings
+from finemoe_cli.evaluation.folder import FORMAT, RunFolder
+from finemoe_cli.evaluation.plan import Plan
+from finemoe_cli.evaluation.runner import Runner, Stopped
+from finemoe_cli.evaluation.summary import summarise
+from finemoe_cli.output import Output
+from offload.errors import ConfigError
+
+_WORDS = {
+    "asked": "other options",
+    "data": "other prompts",
+    "turns": "other turns",
+    "warmup": "another warm-up",
+    "system": "another system prompt",
+    "sampling": "other settings of sampling",
+    "model": "another model",
+    "combinations": "other settings of the engine",
+    "fingerprint": "other weights",
+    "device": "another device",
+    "kernels": "other kernels",
+    "context": "another context",
+}
+"""What of a run may not change while it goes on."""
+
+
+def sit(plan: Plan, folder: RunFolder, side_by_side: int | None, output: Output) -> dict[str, Any]:
+    """Do what a plan says, as far as it is not done yet, and say what it came to; interrupted, what there is.
+
+    Args:
+        side_by_side: See `Runner`.
+
+    Returns:
+        The summary.
+
+    Raises:
+        ConfigError: The run in the folder was begun with something else.
+        FinemoeError: As `Runner.run`.
+    """
+    run = folder.run or {
+        "format": FORMAT,
+        "created": _now(),
+        "complete": False,
+        "config": plan.config(),
+        "sittings": [],
+        "engines": {},
+    }
+    for name, value in plan.config().items():
+        if run["config"][name] != value:
+            raise _other(folder.path, _WORDS[name])
+    if run["complete"]:
+        output.note("every conversation was held already")
+        return summarise(folder)
+
+    def opened(combination: str, ready: dict[str, Any]) -> None:
+        before = run["engines"].setdefault(combination, ready)
+        for fact in ("fingerprint", "device", "kernels", "context"):
+            if before[fact] != ready[fact]:
+                raise _other(folder.path, _WORDS[fact])
+        folder.write_run(run)
+
+    sitting: dict[str, Any] = {
+        "began": _now(),
+        "ended": None,
+        "versions": surroundings.versions(),
+        "commit": surroundings.commit(),
+        "machine": surroundings.machine(),
+        "groups": [],
+    }
+    run["sittings"].append(sitting)
+    folder.write_run(run)
+    with output.progress(transient=True, lines=False, eta=True) as bars:
+        runner = Runner(
+            plan,
+            folder,
+            sitting=len(run["sittings"]),
+            side_by_side=side_by_side,
+            opening=lambda stage, done, total: None,
+            opened=opened,
+            progress=_progress(output, bars),
+            warn=output.warn,
+        )
+        try:
+            runner.run(folder.drop_unfinished())
+            run["complete"] = True
+            folder.drop_learnt()
+        except Stopped:
+            pass  # What there is is shown, and then the process ends as an interrupted one.
+        finally:
+            sitting["groups"], sitting["ended"] = runner.groups, _now()
+            folder.write_run(run)
+            summary = summarise(folder)
+            folder.write_summary(summary)
+    return summary
+
+
+def _other(path: Path, what: str) -> ConfigError:
+    return ConfigError(
+        f"the run in {path} was begun with {what}", "begin a new one, as its numbers would not go together"
+    )
+
+
+def _progress(output: Output, bars: Callable[[str, int, int], None] | None) -> Callable[[str, int, int], None]:
+    """A bar with the time that is left on a terminal; elsewhere a line for each tenth."""
+    began: dict[str, tuple[float, int]] = {}
+    on_terminal = sys.stderr.isatty()
+
+    def tell(stage: str, done: int, total: int) -> None:
+        start, before = began.setdefault(stage, (time.monotonic(), done))
+        if bars is not None and on_terminal:
+            bars(stage, done, total)
+        elif stage == "evaluate" and before < done < total and done * 10 // total != (done - 1) * 10 // total:
+            left = (time.monotonic() - start) / (done - before) * (total - done)
+            output.note(f"{done} of {total} conversations, {left:.0f} s left")
+
+    return tell
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
