@@ -1,6 +1,6 @@
 """Figures as SVG: panels of lines over a few places, legible in grey.
 
-Every series has a hue, a marker and a dash of its own, the same in every figure.
+Every series has a hue, a marker and a dash of its own.
 """
 
 from __future__ import annotations
@@ -39,14 +39,15 @@ class Panel:
     series: Sequence[Series]
 
 
-def lines_svg(title: str, panels: Sequence[Panel], *, columns: int = 3) -> str:
+def lines_svg(title: str, panels: Sequence[Panel], known: Sequence[str] = (), *, columns: int = 3) -> str:
     """A figure of panels side by side, with one legend for all below them.
 
     Args:
+        known: All names of series that there may be; each then looks the same in every figure.
         columns: Panels in a row, at most.
     """
     names = list(dict.fromkeys(series.name for panel in panels for series in panel.series))
-    looks = {name: _Look.number(place) for place, name in enumerate(names)}
+    looks = {name: _Look.number(place) for place, name in enumerate(dict.fromkeys([*known, *names]))}
     across = min(columns, len(panels))
     down = -(-len(panels) // across)
     width = across * (_PANEL_WIDTH + _GAP) + _GAP

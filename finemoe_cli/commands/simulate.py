@@ -68,7 +68,7 @@ def simulate(
         typer.Option(
             "--link",
             metavar="RATIOS",
-            help="Time to move an expert, in times to compute a layer.  [default: 0.5,1.5,4]",
+            help="Time to move an expert, in times to compute a layer; 0.5,1.5,4 if not given.",
         ),
     ] = None,
     calibrated: Annotated[
@@ -323,16 +323,13 @@ def _figure(
             for name in names
         ]
 
-    unit = "as recorded" if links == ["calibrated"] else "an expert takes {} layers"
+    ratio = "times as recorded" if links == ["calibrated"] else "{} layers an expert"
     panels = [
-        Panel(f"Waiting, of demand's; {unit.format(link)}", budgets, series(place, "stall_vs_demand"))
+        Panel(f"{words}: {ratio.format(link)}", budgets, series(place, metric))
+        for words, metric in (("Waiting / demand's", "stall_vs_demand"), ("Hit rate", "hit_rate"))
         for place, link in enumerate(links)
     ]
-    panels += [
-        Panel(f"Hit rate; {unit.format(link)}", budgets, series(place, "hit_rate"))
-        for place, link in enumerate(links)
-    ]
-    return lines_svg(f"{model}: policies by budget", panels, columns=max(1, len(links)))
+    return lines_svg(f"{model}: policies by budget", panels, simulated_policies(), columns=max(1, len(links)))
 
 
 def _timing_json(name: str, timing: Timing) -> dict[str, Any]:
