@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from offload.config import EngineConfig, Sampling
-from offload.errors import ContextOverflow, EngineBroken, ModelError
+from offload.errors import ConfigError, ContextOverflow, EngineBroken, ModelError
 from offload.policy import Surroundings
 from offload.runtime.generation import TokenSink, generate, generation_config
 from offload.runtime.loaded import LoadedModel
@@ -161,7 +161,13 @@ class Engine:
         """Start reading experts that may soon be needed, in this order, into slots that are free.
 
         Experts are named by ``layer * num_experts + expert``. Waits for a running answer to end.
+
+        Raises:
+            ConfigError: There is no such expert.
         """
+        total = self._loaded.spec.total_experts
+        if not all(0 <= expert < total for expert in experts):
+            raise ConfigError("an expert to begin with does not exist", f"they are numbered from 0 to {total - 1}")
         with self._exclusive():
             self._loaded.fetcher.fill(experts)
 

@@ -42,7 +42,7 @@ class Watch:
         self._rates = rates
         self._layers = counters.tally.shape[2]
         self._per_layer = len(counters.uses) // self._layers
-        self._ticks = np.arange(self._layers)[:, None] * self._per_layer
+        self._first = np.arange(self._layers)[:, None] * self._per_layer
         self._began_ns = 0
         self._stall_before: NDArray[np.int64] = np.zeros(self._layers, np.int64)
         self._residual: torch.Tensor | None = None
@@ -98,9 +98,10 @@ class Watch:
             # The first token may be an outlier; from it the average would take long to come down.
             self._rates.layer_s += (min(layer_s, 4 * self._rates.layer_s) - self._rates.layer_s) / RATES_OVER
         if self._observers:
-            if chosen is None and fetcher.phase == Phase.DECODE:
-                chosen = np.stack(self._chosen)
-            kinds = None if chosen is None else fetcher.kind_of[chosen + self._ticks]
+            kinds = None
+            if fetcher.phase == Phase.DECODE:
+                picked = np.stack(self._chosen) if chosen is None else chosen
+                kinds = fetcher.kind_of[picked + self._first]
             outcome = PassOutcome(self._began_ns, ended, stall, kinds, tuple(fetcher.reads))
             for observer in self._observers:
                 observer.end_pass(outcome)
@@ -128,14 +129,18 @@ class Watch:
 
     def _tell_torch(self, layer: int, chosen: torch.Tensor) -> None:
         """The experts module of `layer` was called, with chosen: [T, K]."""
-        picked = chosen.to(torch.int32).cpu().numpy()
-        self._chosen.append(picked[0])
         logits = self._logits.reshape(chosen.shape[0], -1).float()
+        probabilities = torch.softmax(logits, dim=-1).cpu().numpy()
+        picked = chosen.to(torch.int32).cpu().numpy()
+        # Not every family's router gives them in the order of their likelihood.
+        order = np.argsort(-np.take_along_axis(probabilities, picked, axis=1), axis=1, kind="stable")
+        picked = np.take_along_axis(picked, order, axis=1)
+        self._chosen.append(picked[0])
         residual = self._residual
         self.routed(
             Routing(
                 layer=layer,
-                probabilities=torch.softmax(logits, dim=-1).cpu().numpy(),
+                probabilities=probabilities,
                 chosen=picked,
                 residual=None if residual is None else residual[0].float().cpu().numpy(),
                 shared=None,
