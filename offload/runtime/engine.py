@@ -203,6 +203,11 @@ class Engine:
             self._loaded.counters.reset()
             self._tokens = 0
 
+    def keep_learnt(self) -> None:
+        """Keep what the policy has learnt for the next process; `close` does so too. Waits for a running answer."""
+        with self._exclusive():
+            self._loaded.keep_learnt()
+
     def forget(self) -> None:
         """Drop all keys and values: the next call computes its whole prompt."""
         with self._exclusive():

@@ -155,7 +155,7 @@ class LoadedModel:
             if plan is not None:
                 self.plan = plan  # at once: the next proposal builds on it
         if policy is not None:
-            self._keep_learnt()
+            self.keep_learnt()
             decider, self.around = policy
             self.watch.set_policy(decider)
         if plan is not None:
@@ -192,7 +192,7 @@ class LoadedModel:
         store = self._store
         return IoFacts(store.kind, store.note, store.direct, store.direct_refused, self._lanes.count)
 
-    def _keep_learnt(self) -> None:
+    def keep_learnt(self) -> None:
         """Keep what the policy has learnt for the next process. Failing to is not worth an error."""
         if self._knowledge is None or not self.counters.uses.any():
             return
@@ -203,7 +203,7 @@ class LoadedModel:
 
     def close(self) -> None:
         """Give everything back."""
-        self._keep_learnt()
+        self.keep_learnt()
         self._lanes.close()
         self._store.close()
         self._decode = None

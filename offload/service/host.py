@@ -196,6 +196,7 @@ class Host:
             if self._board is not None:
                 self._board.request_ended(ttft)
         outbox.send(Done(number, completion.to_dict()))
+        engine.keep_learnt()  # now, as this process may end without notice
 
     def _before_pass(self, forward: ForwardPass, first: bool) -> None:
         if first:
