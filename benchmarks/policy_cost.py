@@ -1,12 +1,15 @@
 """What deciding costs: microseconds a layer of a decoded token that each policy takes on the engine's thread.
 
-    python -m benchmarks.policy_cost [POLICY ...] [--trace FILE] [--slots 450] [--requests 4] [--reference]
+    python -m benchmarks.policy_cost [POLICY ...] [--trace FILE] [--slots 450] [--requests 4] [--trained]
+                                     [--reference]
 
 Requests run through the simulator, which drives the live engine's policy objects and fetcher. Without a trace they
 are made up, in the demo model's shape: 30 layers of 60 experts, 4 a token, hidden size 576. Timed is what the
 policy itself does, `routed`, `decide` and every `victim` that is asked of it; printed are the median and the 99th
 percentile over layers of decoded tokens, the mean of each part, and the mean of what a token pays at its beginning
 and end. A policy that does not look ahead is told of all layers at the end of a token.
+
+With ``--trained``, `auto` and `promoe` have predictors, fitted from further requests of the same kind.
 
 Compiled kernels are used as beside the fast decode kernels, or with ``--reference`` not, as beside transformers'.
 """
@@ -25,6 +28,8 @@ from numpy.typing import NDArray
 
 from offload.config import POLICIES
 from offload.policy import Decision, Policy, Surroundings, make_policy
+from offload.policy.knowledge import Knowledge
+from offload.policy.probes import fit_probes
 from offload.telemetry.counters import Phase
 from offload.telemetry.routing import ForwardPass, Routing
 from offload.trace.records import TraceModel, TraceRequest
@@ -93,7 +98,12 @@ class Timed:
 
 
 def measure(
-    name: str, model: TraceModel, requests: Sequence[TraceRequest], slots: int, options: dict[str, float]
+    name: str,
+    model: TraceModel,
+    requests: Sequence[TraceRequest],
+    slots: int,
+    options: dict[str, float],
+    knowledge: Knowledge,
 ) -> str:
     """One policy's row."""
     timed: list[Timed] = []
@@ -103,7 +113,8 @@ def measure(
         return timed[0]
 
     # A link as fast against the computation as the demo's, so that queues and victims are as many.
-    simulation = Simulation(model, slots, Timing(layer_s=0.9e-3, read_s=0.7e-3, lanes=2), make, None, options)
+    timing = Timing(layer_s=0.9e-3, read_s=0.7e-3, lanes=2)
+    simulation = Simulation(model, slots, timing, make, knowledge, options)
     gc.collect()
     gc.disable()
     simulation.run(requests)
@@ -111,7 +122,7 @@ def measure(
     spent = np.stack(timed[0].spent[len(timed[0].spent) // 4 :]) / 1e3  # the first quarter warms up
     layers = spent[:, :-1].sum(axis=2)
     routed, decide, victim, _ = spent[:, :-1].mean(axis=(0, 1))
-    own = spent[:, -1, PARTS.index("pass")].mean()
+    own = spent[:, -1].sum(axis=1).mean()
     outcome = simulation.outcome()
     stall = outcome.stall_s / outcome.tokens * 1e3
     return (
@@ -127,6 +138,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=450, help="experts that can be resident")
     parser.add_argument("--requests", type=int, default=4, help="requests to run")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the policies")
+    parser.add_argument("--trained", action="store_true", help="with predictors fitted from further requests")
     parser.add_argument("--reference", action="store_true", help="without compiled kernels")
     options = parser.parse_args()
     if not options.reference:
@@ -135,12 +147,15 @@ def main() -> None:
     if options.trace is None:
         model = synthetic_model(layers=30, experts=60, top_k=4, hidden=576)
         requests = list(synthetic_requests(model, requests=options.requests, prompt=24, tokens=48))
+        further = list(synthetic_requests(model, requests=10, prompt=24, tokens=48, seed=1))
     else:
         from offload.trace.file import Trace
 
         with Trace.open(options.trace) as trace:
             model = trace.model
             requests = [trace[number] for number in range(min(options.requests, len(trace)))]
+            further = [trace[number] for number in range(len(requests), min(len(requests) + 10, len(trace)))]
+    knowledge = Knowledge(fit_probes(model, further) if options.trained else None)
     given = {name: float(value) for name, _, value in (one.partition("=") for one in options.option)}
     print(
         f"{'us a layer':20} {'median':>8} {'p99':>8} {'routed':>8} {'decide':>8} {'victim':>8} {'a token':>8} ",
@@ -148,7 +163,7 @@ def main() -> None:
     )
     print(f"{'hit rate':>9} {'stall ms':>9}")
     for name in options.policies or POLICIES:
-        print(measure(name, model, requests, options.slots, given), flush=True)
+        print(measure(name, model, requests, options.slots, given, knowledge), flush=True)
 
 
 if __name__ == "__main__":
