@@ -128,7 +128,7 @@ class EvalEngine:
             if "progress" in answer:
                 self._progress(answer["stage"], answer["progress"], answer["total"])
             elif "error" in answer:
-                raise _as_error(answer)
+                raise as_error(answer)
             else:
                 return answer
 
@@ -143,7 +143,8 @@ class EvalEngine:
         return EngineBroken(f"the engine of {self._name} ended: {why}", f"its log is {self._log}")
 
 
-def _as_error(answer: dict[str, Any]) -> FinemoeError:
+def as_error(answer: dict[str, Any]) -> FinemoeError:
+    """The error that a worker has answered with."""
     kind = getattr(errors, answer["error"], FinemoeError)
     if issubclass(kind, DoesNotFit):
         kind = DoesNotFit  # One of its kinds carries a number that its message has too.

@@ -5,6 +5,7 @@
     run.json          what is done, and each sitting: when, versions, machine
     requests.jsonl    a row for each request, written safely to the disk as soon as it is over
     summary.json      what they come to
+    report.md         the same for people; combinations.csv and requests.csv for spreadsheets
     engines.log       what the engines' processes said on stderr
     learnt/           what policies learned from the history, until the run is complete
 """

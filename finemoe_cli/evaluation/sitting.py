@@ -12,6 +12,7 @@ from typing import Any
 from finemoe_cli.evaluation import surroundings
 from finemoe_cli.evaluation.folder import FORMAT, RunFolder
 from finemoe_cli.evaluation.plan import Plan
+from finemoe_cli.evaluation.report import write_report
 from finemoe_cli.evaluation.runner import Runner, Stopped
 from finemoe_cli.evaluation.summary import summarise
 from finemoe_cli.output import Output
@@ -101,6 +102,7 @@ def sit(plan: Plan, folder: RunFolder, side_by_side: int | None, output: Output)
             folder.write_run(run)
             summary = summarise(folder)
             folder.write_summary(summary)
+            write_report(folder.path, summary, folder.rows())
     return summary
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from finemoe_cli.evaluation.engines import as_error
 from finemoe_cli.evaluation.metrics import COUNTS
+from finemoe_cli.exit_codes import exit_code_of
 from tests.finemoe_cli.evaluation.conftest import answers, rows_of
 
 COMBINATIONS = ["demand@50%", "finemoe@50%"]
@@ -32,7 +34,7 @@ def test_every_combination_answers_every_conversation(run):
     assert of_each[0] and all(sorted(one) == sorted(of_each[0]) for one in of_each)
     assert {row["number"] for row in rows} == {0, 1, 2, 3}
     assert summary["complete"] is True
-    assert summary == json.loads((folder / "summary.json").read_text())
+    assert summary == json.loads((folder / "summary.json").read_text()) | {"gates": []}
 
 
 def test_they_take_turns_by_conversation(run):
@@ -119,7 +121,16 @@ def test_it_says_what_it_was_measured_with(run):
     assert summary["config"]["sampling"]["temperature"] == 0
     assert summary["config"]["asked"]["seed"] == 0
     assert set(summary["engines"]) == set(COMBINATIONS)
-    assert not (run[0] / "learnt").exists()
+    assert {path.name for path in run[0].iterdir()} - {".lock"} == {
+        "combinations.csv",
+        "engines.log",
+        "report.md",
+        "requests.csv",
+        "requests.jsonl",
+        "run.json",
+        "summary.json",
+    }
+    assert "finemoe eval --dataset=sample" in (run[0] / "report.md").read_text()
 
 
 def test_the_same_seed_gives_the_same(run, command, arguments, tmp_path):
@@ -172,11 +183,11 @@ def test_wrong_usage(finemoe, tiny, more, code, said, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_budget_that_is_too_small(finemoe, tiny, tmp_path):
-    arguments = ("--budget", "9MiB", "--policy", "demand", "--kernels", "reference", "--limit", "2", "-q")
-    done = finemoe("eval", "-m", str(tiny), *arguments, "--out", str(tmp_path / "run"))
-    assert done.code == 4
-    assert done.error.startswith("a budget of 9.00 MiB is too small for tiny")
+@pytest.mark.parametrize("kind", ["BudgetTooSmall", "BudgetTooLarge", "ContextOverflow", "ExpertReadError"])
+def test_an_engines_error_is_the_commands(kind):
+    error = as_error({"error": kind, "message": "a budget of 9 MiB is too small", "hint": "the smallest is 504MiB"})
+    assert (error.message, error.hint) == ("a budget of 9 MiB is too small", "the smallest is 504MiB")
+    assert exit_code_of(error) == {"B": 4, "C": 2, "E": 1}[kind[0]]
 
 
 def test_all_prompts_fail(finemoe, tiny, tmp_path):

@@ -5,24 +5,103 @@ from __future__ import annotations
 import json
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from offload import Sampling
+from tests.finemoe_cli.conftest import Result
 from tests.finemoe_cli.evaluation.conftest import answers, rows_of
+from tests.support.engines import open_engine
+
+TALKS = [{"id": f"talk-{n}", "turns": [f"What is {n}?", "And then?"][: 1 + n % 2]} for n in range(12)]
+TOKENS = 50
+
+
+@dataclass(frozen=True)
+class BrokenOff:
+    """A run that was interrupted, then killed, and then came to its end.
+
+    Attributes:
+        options: It was begun with.
+        interrupted: Exit code and stderr of the first sitting.
+        first / second: Rows as the first and the second sitting left them.
+        killed: Exit code of the second.
+        last: How the third ended.
+    """
+
+    folder: Path
+    options: tuple[str, ...]
+    interrupted: tuple[int, str]
+    first: bytes
+    first_summary: dict
+    killed: int
+    second: bytes
+    last: Result
 
 
 @pytest.fixture(scope="module")
-def whole(command, tiny, tmp_path_factory) -> tuple[Path, tuple[str, ...]]:
-    """A run that was not broken off, and its options."""
+def run(command, tiny, tmp_path_factory) -> BrokenOff:
     root = tmp_path_factory.mktemp("resumed")
-    talks = [{"id": f"talk-{n}", "turns": [f"What is {n}?", "And then?"][: 1 + n % 2]} for n in range(12)]
-    (root / "talks.json").write_text(json.dumps(talks))
+    (root / "talks.json").write_text(json.dumps(TALKS))
     of_engine = ("--model", str(tiny), "--kernels", "reference", "--context", "400", "--policy", "demand")
-    options = ("--data", str(root / "talks.json"), *of_engine, "--budget", "50%", "-n", "50", "--split", "1:5")
-    done = command("eval", *options, "--out", str(root / "whole"), "-q")
-    assert done.code == 0, done.err
-    return root / "whole", options
+    options = (
+        "--data",
+        str(root / "talks.json"),
+        *of_engine,
+        "--budget",
+        "50%",
+        "-n",
+        str(TOKENS),
+        "--split",
+        "1:5",
+    )
+    folder = root / "run"
+    path = folder / "requests.jsonl"
+    interrupted = broken_off(command, signal.SIGINT, 2, folder, *options, "--out", str(folder))
+    first, summary = path.read_bytes(), json.loads((folder / "summary.json").read_text())
+    killed, _ = broken_off(command, signal.SIGKILL, first.count(b"\n") + 2, folder, "--resume", str(folder))
+    second = path.read_bytes()
+    path.write_bytes(second + b'{"combination": "dem')  # Power went in the middle of a row.
+    last = command("eval", *options, "--out", str(folder), "--json")
+    return BrokenOff(folder, options, interrupted, first, summary, killed, second, last)
+
+
+def test_broken_off_twice_it_comes_to_the_same(run, tiny):
+    """To what an engine answers that is asked without ``finemoe eval``."""
+    assert run.last.code == 0, run.last.err
+    found = {key[1:]: tokens for key, tokens in answers(run.folder).items()}
+    assert len(found) > len({talk for talk, _ in found}) == 10
+    wanted = {}
+    with open_engine(tiny, 1.0, "reference", context=400) as engine:
+        for talk in TALKS:
+            messages: list[dict[str, str]] = []
+            engine.forget()
+            for turn, text in enumerate(talk["turns"], 1):
+                messages.append({"role": "user", "content": str(text)})
+                said = engine.chat(messages, Sampling(max_new_tokens=TOKENS, temperature=0))
+                wanted[talk["id"], turn] = list(said.token_ids)
+                messages.append({"role": "assistant", "content": said.text})
+    assert found == {key: tokens for key, tokens in wanted.items() if key in found}
+
+
+def test_what_is_finished_stays(run):
+    code, err = run.interrupted
+    assert (code, err.splitlines()[-1]) == (130, "interrupted")
+    assert "Traceback" not in err
+    assert run.first_summary["complete"] is False
+    assert run.killed == -signal.SIGKILL
+    rows = rows_of(run.folder)
+    assert run.first.count(b"\n") < run.second.count(b"\n") < len(rows)
+    assert [row["sitting"] for row in rows] == sorted(row["sitting"] for row in rows)
+    assert {row["sitting"] for row in rows} == {1, 2, 3}
+    # Of a conversation that was not finished, the first turn may have been there.
+    unfinished = {row["number"] for row in rows if row["sitting"] == 3}
+    kept = [json.loads(line) for line in run.second.splitlines()]
+    assert [row for row in kept if row["number"] not in unfinished] == [row for row in rows if row["sitting"] < 3]
+    assert run.last.json["complete"] is True
+    assert len(run.last.json["sittings"]) == 3
 
 
 def broken_off(command, how: signal.Signals, rows: int, folder: Path, *options: str) -> tuple[int, str]:
@@ -37,36 +116,8 @@ def broken_off(command, how: signal.Signals, rows: int, folder: Path, *options: 
     return process.returncode, err.decode()
 
 
-def test_broken_off_twice_it_comes_to_the_same(command, whole, tmp_path):
-    reference, options = whole
-    folder = tmp_path / "run"
-    code, err = broken_off(command, signal.SIGINT, 2, folder, *options, "--out", str(folder))
-    assert (code, err.splitlines()[-1]) == (130, "interrupted")
-    assert "Traceback" not in err
-    assert json.loads((folder / "summary.json").read_text())["complete"] is False
-    first = (folder / "requests.jsonl").read_bytes()
-    code, _ = broken_off(command, signal.SIGKILL, first.count(b"\n") + 2, folder, "--resume", str(folder))
-    assert code == -signal.SIGKILL
-    second = (folder / "requests.jsonl").read_bytes()
-    # Power goes in the middle of a row.
-    (folder / "requests.jsonl").write_bytes(second + b'{"combination": "dem')
-    assert len(rows_of(reference)) > second.count(b"\n")
-    done = command("eval", *options, "--out", str(folder), "--json")
-    assert done.code == 0, done.err
-    assert answers(folder) == answers(reference)
-    assert done.json["complete"] is True
-    rows = rows_of(folder)
-    assert len(rows) == len(rows_of(reference))
-    assert [row["sitting"] for row in rows] == sorted(row["sitting"] for row in rows)
-    assert {row["sitting"] for row in rows} == {1, 2, 3}
-    # What was finished is not touched; of a conversation that was not, the first turn may have been there.
-    unfinished = {row["number"] for row in rows if row["sitting"] == 3}
-    kept = [json.loads(line) for line in second.splitlines()]
-    assert [row for row in kept if row["number"] not in unfinished] == [row for row in rows if row["sitting"] < 3]
-
-
-def test_a_complete_run_is_only_shown(command, whole):
-    folder, _ = whole
+def test_a_complete_run_is_only_shown(command, run):
+    folder = run.folder
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     done = command("eval", "--resume", str(folder), "--json")
     assert (done.code, done.json["complete"]) == (0, True)
@@ -83,16 +134,16 @@ def test_a_complete_run_is_only_shown(command, whole):
         (("--out", "elsewhere"), "both --resume and --out are given"),
     ],
 )
-def test_another_option_is_refused(command, whole, more, said):
-    folder, _ = whole
+def test_another_option_is_refused(command, run, more, said):
+    folder = run.folder
     done = command("eval", "--resume", str(folder), *more)
     assert done.code == 2
     assert done.error == said.format(folder)
 
 
-def test_other_prompts_and_settings_are_refused(command, whole, tmp_path):
-    folder, options = whole
-    talks = Path(options[1])
+def test_other_prompts_and_settings_are_refused(command, run, tmp_path):
+    folder = run.folder
+    talks = Path(run.options[1])
     text = talks.read_text()
     talks.write_text(text.replace("And then", "And so"))
     try:
@@ -110,8 +161,8 @@ def test_there_must_be_a_run(command, tmp_path):
     assert (done.code, done.error) == (3, f"there is no run in {tmp_path}")
 
 
-def test_gates_of_a_complete_run(command, whole):
-    folder, _ = whole
+def test_gates_of_a_complete_run(command, run):
+    folder = run.folder
     resume = ("eval", "--resume", str(folder), "-q", "--json")
     done = command(*resume, "--fail-if", "errors>0", "--fail-if", "hit_rate<=0")
     assert (done.code, [verdict["failed"] for verdict in done.json["gates"]]) == (0, [False, False])
@@ -129,8 +180,8 @@ def test_gates_of_a_complete_run(command, whole):
     assert (done.code, done.error) == (2, "there is no metric 'speed'")
 
 
-def test_a_run_compared_with_itself(command, whole):
-    folder, _ = whole
+def test_a_run_compared_with_itself(command, run):
+    folder = run.folder
     done = command("eval", "compare", str(folder), f"{folder}:demand@50%", "--json")
     assert done.code == 0, done.err
     (comparison,) = done.json["comparisons"]
