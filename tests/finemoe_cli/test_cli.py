@@ -12,7 +12,10 @@ import pytest
 from finemoe_cli.exit_codes import MEANINGS, ExitCode, exit_code_of
 from offload import errors
 
-COMMANDS = ("run", "pull", "pack", "plan", "doctor", "models", "profiles", "config")
+COMMANDS = (
+    *("chat", "run", "top", "replay", "pull", "pack", "plan", "doctor", "models", "sessions"),
+    *("trace", "simulate", "maps", "eval", "profiles", "config"),
+)
 
 
 def test_help_names_the_commands_and_the_exit_codes(finemoe):

@@ -83,7 +83,7 @@ def test_record(finemoe, tiny, prompts, tmp_path):
         }
         assert (trace.warning, trace.model.name) == ("", "tiny")
         header = trace.header
-        assert (header.slots, header.policy, header.profile) == (12, "demand", "balanced")
+        assert (header.slots, header.policy, header.profile) == (12, "auto", "balanced")
         assert (header.dataset, header.residuals) == ("prompts.jsonl", True)
         assert trace[2].passes[1].residual is not None
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from offload.errors import KnowledgeError, StorageError
-from offload.policy.maps import MapStore, StoreModel, TopicStore, file, maps_file, open_maps
+from offload.policy import learnt_file as file
+from offload.policy.maps import MapStore, StoreModel, TopicStore, maps_file, open_maps
 from tests.offload.policy.maps.stores import MODEL, filled, ids, random_map
 
 SLOW_SETUP = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
