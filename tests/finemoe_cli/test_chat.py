@@ -61,7 +61,8 @@ def test_a_whole_conversation(with_demo, terminal, sessions):
         screen.type("/edit\r")
         screen.sees("editing: Enter sends it as a new branch", "Tell a long story about a fox.")
         screen.type(" And a hare.\r")
-        screen.until(lambda shown: "And a hare." in shown and shown.count("TTFT") == 3 and "● ready" in shown)
+        asked = "▌ Tell a long story about a fox. And a hare."
+        screen.until(lambda shown: asked in shown and shown.count("· TTFT") == 2 and "● ready" in shown)
 
         screen.press("ctrl+o")
         screen.sees("type to search every message")

@@ -104,7 +104,7 @@ class Chat:
     async def send(self, text: str) -> None:
         """Writes and sends."""
         await self.write(text)
-        self.screen.prompt.completing = False
+        self.screen.prompt.leave_completions()
         await self.pilot.press("enter")
         await self.pilot.pause()
 

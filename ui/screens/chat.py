@@ -8,12 +8,12 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container, Vertical
 from textual.screen import Screen
-from textual.widgets import Footer, Static, TextArea
+from textual.widgets import Footer, Static
 
 from offload.errors import FinemoeError
 from offload.service.messages import Ready
 from offload.units import format_bytes
-from ui.chat.commands import Commands, code_blocks
+from ui.chat.commands import code_blocks
 from ui.chat.conversation import Conversation
 from ui.chat.draft import keep_draft, take_draft
 from ui.chat.engine import State
@@ -63,11 +63,11 @@ class ChatScreen(Screen[None]):
         self.room = EngineRoom(self, setup)
         self.answering = Answering(self)
         self.transcript = Transcript(self.conversation.siblings, Welcome())
-        self.prompt = Prompt()
-        self.commands: Commands
         self.runner = CommandRunner(self)
-        self._bar = StatusBar()
+        self.commands = self.runner.commands
         self._completions = Completions()
+        self.prompt = Prompt(self.commands.complete, self._completions)
+        self._bar = StatusBar()
         self._queue = Static("", id="queued", markup=False)
         self._editing: Message | None = None
         self._left = False
@@ -87,7 +87,6 @@ class ChatScreen(Screen[None]):
         yield Footer(show_command_palette=False, compact=True)
 
     async def on_mount(self) -> None:
-        self.commands = self.runner.commands
         self._completions.display = self._queue.display = False
         self.prompt.focus()
         await self._begin()
@@ -172,8 +171,8 @@ class ChatScreen(Screen[None]):
             command = self.commands.parse(event.text)
         except FinemoeError as error:
             self.notify(f"{error.message}\n{error.hint}", severity="warning", markup=False)
+            self.give_back(event.text)
             return
-        self.prompt.set_text("")
         self.prompt.remember(event.text)
         if command is not None:
             await self.runner.run(*command)
@@ -188,31 +187,6 @@ class ChatScreen(Screen[None]):
         self.prompt.focus()
         self.prompt.remember(event.text)
         await self.answering.send(event.text)
-
-    def on_text_area_changed(self, event: TextArea.Changed) -> None:
-        text = self.prompt.text
-        found = self.commands.complete(text) if text.startswith("/") else []
-        self._completions.show(found)
-        self.prompt.completing = bool(found)
-
-    async def on_prompt_completing(self, event: Prompt.Completing) -> None:
-        if event.key in ("up", "down"):
-            self._completions.move(1 if event.key == "down" else -1)
-            return
-        chosen = self._completions.chosen
-        typed = self.prompt.text
-        self._completions.show([])
-        self.prompt.completing = False
-        if event.key == "escape" or chosen is None:
-            return
-        whole = typed.rstrip() == chosen.text.rstrip()
-        if event.key == "enter" and (whole or chosen.done) and not chosen.text.endswith(" "):
-            self.prompt.set_text("")
-            await self.on_prompt_sent(Prompt.Sent(chosen.text))
-        elif event.key == "enter" and whole:
-            await self.on_prompt_sent(Prompt.Sent(typed.strip()))
-        else:
-            self.prompt.set_text(chosen.text)
 
     async def on_turn_asked(self, event: Turn.Asked) -> None:
         turn = event.turn
@@ -242,7 +216,9 @@ class ChatScreen(Screen[None]):
     # Actions.
 
     def action_stop(self) -> None:
-        if self.answering.busy:
+        if self.prompt.has_focus and self.prompt.completing:
+            self.prompt.leave_completions()
+        elif self.answering.busy:
             self.answering.stop()
         elif self._editing is not None:
             self._end_editing()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from textual import events
 from textual.message import Message as Event
 from textual.widgets import TextArea
 
 from offload.units import format_bytes
+from ui.chat.commands import Completion
+from ui.widgets.completions import Completions
+
+Complete = Callable[[str], list[Completion]]
 
 LONG_PASTE = 8_000
 """Characters from which a paste is folded: laying a megabyte out again with every key would stall the chat."""
@@ -19,9 +23,14 @@ LONG_PASTE_LINES = 200
 class Prompt(TextArea):
     """The prompt.
 
+    What a key does is decided by what is written at that moment: keys may come faster than anything is drawn.
+
+    Args:
+        complete: What a text may become.
+        completions: The list that shows it.
+
     Attributes:
         sent: What was sent before, oldest first.
-        completing: Set by the screen while completions are shown; some keys are theirs then.
     """
 
     class Sent(Event):
@@ -31,14 +40,7 @@ class Prompt(TextArea):
             super().__init__()
             self.text = text
 
-    class Completing(Event):
-        """A key for the list of completions: ``up``, ``down``, ``tab``, ``enter`` or ``escape``."""
-
-        def __init__(self, key: str) -> None:
-            super().__init__()
-            self.key = key
-
-    def __init__(self) -> None:
+    def __init__(self, complete: Complete, completions: Completions) -> None:
         super().__init__(
             id="prompt",
             soft_wrap=True,
@@ -49,7 +51,9 @@ class Prompt(TextArea):
             compact=True,
         )
         self.sent: list[str] = []
-        self.completing = False
+        self._complete = complete
+        self._completions = completions
+        self._left_at = ""
         self._pastes: dict[str, str] = {}
         self._place: int | None = None
         self._draft = ""
@@ -78,10 +82,27 @@ class Prompt(TextArea):
         self.sent = list(texts)
         self._place = None
 
+    @property
+    def completing(self) -> bool:
+        """Whether completions are shown, or should be."""
+        found = self._complete(self.text) if self.text != self._left_at else []
+        self._completions.show(found)
+        return bool(found)
+
+    def leave_completions(self) -> None:
+        """Hides them until something else is written."""
+        self._left_at = self.text
+        self._completions.show([])
+
+    def on_text_area_changed(self) -> None:
+        if self.text != self._left_at:
+            self._left_at = ""
+        self._completions.show(self._complete(self.text) if not self._left_at else [])
+
     async def _on_key(self, event: events.Key) -> None:
-        if self.completing and event.key in ("up", "down", "tab", "enter", "escape"):
+        if event.key in ("up", "down", "tab", "enter") and self.completing:
             self._take(event)
-            self.post_message(self.Completing(event.key))
+            self._complete_with(event.key)
         elif event.key == "enter":
             self._take(event)
             self._send()
@@ -100,7 +121,21 @@ class Prompt(TextArea):
     def _send(self) -> None:
         text = self.whole.strip()
         if text:
+            self.set_text("")
             self.post_message(self.Sent(text))
+
+    def _complete_with(self, key: str) -> None:
+        if key in ("up", "down"):
+            self._completions.move(1 if key == "down" else -1)
+            return
+        chosen = self._completions.chosen
+        assert chosen is not None
+        typed = self.text.rstrip() == chosen.text.rstrip()
+        if key == "tab" or not (typed or (chosen.done and not chosen.text.endswith(" "))):
+            self.set_text(chosen.text)
+        else:
+            self.set_text(chosen.text)
+            self._send()
 
     def _fold(self, text: str) -> str:
         lines = text.count("\n") + 1

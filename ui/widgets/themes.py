@@ -53,6 +53,11 @@ LIGHT = Theme(
         "footer-description-foreground": "#6b7079",
         "border": "#c5c2b9",
         "border-blurred": "#d8d5cc",
+        "scrollbar": "#d0cdc4",
+        "scrollbar-background": "#f7f6f3",
+        "scrollbar-corner-color": "#f7f6f3",
+        "scrollbar-hover": "#b9b5aa",
+        "scrollbar-active": "#2f6690",
     },
 )
 

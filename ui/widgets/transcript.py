@@ -68,9 +68,10 @@ class Transcript(VerticalScroll, can_focus=False):
 
     async def add(self, widget: Turn | Notice) -> None:
         """Adds something at the end."""
-        self._welcome.display = False
-        if isinstance(widget, Turn) and widget.message is not None:
-            self._branch.append(widget.message)
+        if isinstance(widget, Turn):
+            self._welcome.display = False
+            if widget.message is not None:
+                self._branch.append(widget.message)
         await self.mount(widget)
         await self._let_go()
 

@@ -168,6 +168,14 @@ def test_writing_a_command(run_chat):
         await chat.pilot.press("down", "enter")
         await chat.until(lambda: chat.script.told_of("set_budget"))
         assert chat.screen.prompt.text == ""
+        chat.screen.prompt.insert("/reset-stats")
+        await chat.pilot.press("enter", "h", "i")
+        assert chat.screen.prompt.text == "hi"
+        await chat.sees("all counters are at zero")
+        await chat.write("/re")
+        await chat.pilot.press("escape")
+        assert "/regen" not in chat.shown
+        await chat.write("")
         await chat.pilot.press("slash", "z", "enter")
         await chat.sees("no command /z")
         assert chat.screen.prompt.text == "/z"
