@@ -5,7 +5,8 @@
 Each round asks both the same greedy question in a process of its own, with empty slots and nothing learnt; the
 order turns with the rounds. The chat runs on a pseudo-terminal of 160 x 48 cells, all panes beside it. What
 emulates the terminal takes its share of the machine too, as any terminal does. While the model generates, letters
-are typed and the time until they are shown is taken. Quoted are medians, and the median over the rounds of the ratio.
+are typed and the time until they are shown is taken. Quoted are medians, and the median over the rounds of the
+ratio.
 """
 
 from __future__ import annotations
