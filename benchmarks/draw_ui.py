@@ -67,7 +67,7 @@ def record(path: Path, policy: str) -> None:
             await until(lambda: app.chat.room.driver.ready is not None)
             for text in SAID:
                 app.chat.prompt.set_text(text)
-                app.chat.prompt.completing = False
+                app.chat.prompt.leave_completions()
                 await pilot.press("enter")
                 await pilot.pause(0.5)
                 await until(lambda: not app.chat.answering.busy)
