@@ -70,6 +70,7 @@ def test_what_a_profile_carries_is_in_force():
         kernels="reference",
         lanes=3,
         packs_folder=paths.packs_dir(),
+        knowledge=paths.knowledge_dir(),
     )
 
 

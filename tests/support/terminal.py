@@ -54,7 +54,8 @@ class Terminal:
             stdin=slave,
             stdout=slave,
             stderr=slave,
-            env=dict(env),
+            # Those that run tests in several processes set a size, which would win over the terminal's own.
+            env={name: value for name, value in env.items() if name not in ("COLUMNS", "LINES")},
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
