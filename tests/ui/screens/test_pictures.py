@@ -40,6 +40,8 @@ The second is shorter.
 """
 ANSWERS = [[REPLY], ["The Rhine."], ["The Baltic Sea."], ["One, two, ", "three."], ["Once upon ", "a time."]]
 
+pytestmark = pytest.mark.slow  # until it has been shown to be stable on busy machines
+
 Walk = dict[str, tuple[str, str]]
 
 
@@ -171,8 +173,8 @@ def walk(
         await chat.sees("the engine ended", "ended by an error")
         await look(chat, "engine-died")
 
-    # Beside the chat the panes would have to be waited for; tests/ui/panes has pictures of them.
-    flags: dict[str, object] = {"theme": theme, "layout": "off" if size == "120x40" else "auto"}
+    # Panes draw by the clock, so a picture with them is another one on a busy machine; tests/ui/panes has theirs.
+    flags: dict[str, object] = {"theme": theme, "layout": "off"}
     run_chat(flow, Script(ANSWERS), size=SIZES[size], flags=flags, ascii_only=ascii_only)
     return seen
 
