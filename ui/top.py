@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from offload.memory.residency import RESIDENT
-from offload.telemetry.counters import Kind, LayerCounts, Phase, PhaseCounts
+from offload.telemetry.counters import LayerCounts, Phase, phase_counts
 from offload.telemetry.frame import DECODE, Frame, TokenRecord
 from offload.units import MIB, format_bytes
 
@@ -103,23 +103,6 @@ def top_rows(numbers: Numbers) -> list[tuple[str, str]]:
     if numbers["marks"]:
         rows.append(("last", numbers["marks"][-1]["text"]))
     return [(name, value) for name, value in rows if value]
-
-
-def phase_counts(frame: Frame, phase: Phase) -> PhaseCounts:
-    """What a frame counted in one phase."""
-    kinds = frame.tally[phase].sum(axis=1)
-    return PhaseCounts(
-        selections=int(kinds.sum()),
-        resident=int(kinds[Kind.RESIDENT]),
-        prefetched=int(kinds[Kind.PREFETCHED]),
-        late=int(kinds[Kind.LATE]),
-        missed=int(kinds[Kind.MISSED]),
-        bytes_demand=frame.bytes_demand[phase],
-        bytes_prefetch=frame.bytes_prefetch[phase],
-        bytes_prefetch_wasted=frame.bytes_prefetch_wasted[phase],
-        stall_s=float(frame.stall_ns[phase].sum()) / 1e9,
-        evictions=frame.evictions[phase],
-    )
 
 
 def _layer_counts(frame: Frame, phase: Phase) -> LayerCounts:

@@ -14,9 +14,10 @@ exactly one of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,22 +115,49 @@ class Counters:
 
     def phase(self, phase: Phase) -> PhaseCounts:
         """An immutable copy of one phase's counts."""
-        kinds = self.tally[phase].sum(axis=1)
-        return PhaseCounts(
-            selections=int(kinds.sum()),
-            resident=int(kinds[Kind.RESIDENT]),
-            prefetched=int(kinds[Kind.PREFETCHED]),
-            late=int(kinds[Kind.LATE]),
-            missed=int(kinds[Kind.MISSED]),
-            bytes_demand=self.bytes_demand[phase],
-            bytes_prefetch=self.bytes_prefetch[phase],
-            bytes_prefetch_wasted=self.bytes_prefetch_wasted[phase],
-            stall_s=float(self.stall_ns[phase].sum()) / 1e9,
-            evictions=self.evictions[phase],
-        )
+        return phase_counts(self, phase)
 
     def by_layer(self, phase: Phase) -> LayerCounts:
         """An immutable copy of one phase's counts by layer."""
         resident, prefetched, late, missed = (tuple(row.tolist()) for row in self.tally[phase])
         stall = tuple((self.stall_ns[phase] / 1e9).tolist())
         return LayerCounts(resident, prefetched, late, missed, stall)
+
+
+class Counted(Protocol):
+    """What has counts of both phases: the engine's `Counters`, or a frame of them. Shapes as in `Counters`."""
+
+    @property
+    def tally(self) -> NDArray[np.int64]: ...
+
+    @property
+    def stall_ns(self) -> NDArray[np.int64]: ...
+
+    @property
+    def bytes_demand(self) -> Sequence[int]: ...
+
+    @property
+    def bytes_prefetch(self) -> Sequence[int]: ...
+
+    @property
+    def bytes_prefetch_wasted(self) -> Sequence[int]: ...
+
+    @property
+    def evictions(self) -> Sequence[int]: ...
+
+
+def phase_counts(counted: Counted, phase: Phase) -> PhaseCounts:
+    """One phase's counts, layers together."""
+    kinds = counted.tally[phase].sum(axis=1)
+    return PhaseCounts(
+        selections=int(kinds.sum()),
+        resident=int(kinds[Kind.RESIDENT]),
+        prefetched=int(kinds[Kind.PREFETCHED]),
+        late=int(kinds[Kind.LATE]),
+        missed=int(kinds[Kind.MISSED]),
+        bytes_demand=counted.bytes_demand[phase],
+        bytes_prefetch=counted.bytes_prefetch[phase],
+        bytes_prefetch_wasted=counted.bytes_prefetch_wasted[phase],
+        stall_s=float(counted.stall_ns[phase].sum()) / 1e9,
+        evictions=counted.evictions[phase],
+    )

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from offload.service.messages import Done, Failed, Ready, Started, Text
-from offload.telemetry.counters import Phase, PhaseCounts
+from offload.telemetry.counters import Phase, PhaseCounts, phase_counts
 from offload.telemetry.frame import Facts, Frame
 from offload.units import format_bytes
 from ui.recording.format import Said
 from ui.recording.recording import Recording
-from ui.top import phase_counts
 
 _NONE = PhaseCounts()
 
