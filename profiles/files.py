@@ -74,8 +74,8 @@ def toml_value(value: str | int | float) -> str:
     return repr(value)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Puts ``text`` at ``path`` whole or not at all.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Puts ``content`` at ``path`` whole or not at all; text as UTF-8.
 
     Raises:
         StorageError: It cannot be written; what was there before is still there.
@@ -87,8 +87,8 @@ def write_atomically(path: Path, text: str) -> None:
         raise unwritable(path.parent, error) from error
     temporary = Path(name)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o644)

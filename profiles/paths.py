@@ -95,6 +95,11 @@ def simulations_dir() -> Path:
     return cache_dir() / "simulations"
 
 
+def plotting_dir() -> Path:
+    """What matplotlib keeps about fonts."""
+    return cache_dir() / "matplotlib"
+
+
 def boards_dir() -> Path:
     """Live counters of running engines, a file each, gone when its engine ends."""
     return cache_dir() / "boards"

@@ -28,6 +28,8 @@ from profiles.files import write_atomically
 from profiles.paths import simulations_dir
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from finemoe_cli.simulation import Grid
     from finemoe_cli.simulation_report import Row
     from offload.trace.file import Trace
@@ -41,6 +43,8 @@ EPILOG = """
   finemoe simulate demo.trace --calibrated --budget 25%
   finemoe simulate demo.trace --policy promoe --option promoe.stride=3 --csv runs.csv --figure runs.svg
 """
+
+FIGURES = (".svg", ".png", ".pdf")
 
 _WHAT = "What is replayed"
 _OUTPUT = "Output"
@@ -132,7 +136,9 @@ def simulate(
     ] = None,
     figure: Annotated[
         Path | None,
-        typer.Option("--figure", metavar="FILE.svg", help="Draw it.", rich_help_panel=_OUTPUT),
+        typer.Option(
+            "--figure", metavar="FILE", help="Draw it, as FILE.svg, .png or .pdf.", rich_help_panel=_OUTPUT
+        ),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", metavar="", help="Replace files that are there.", rich_help_panel=_OUTPUT)
@@ -216,7 +222,10 @@ def simulate(
     if csv is not None:
         write_atomically(csv, runs_csv(measured, budgets, links))
     if figure is not None:
-        write_atomically(figure, _figure(model.name, rows, names, budgets, links))
+        from finemoe_cli.figures.canvas import render
+
+        drawn = _figure(model.name, rows, names, budgets, links)
+        write_atomically(figure, render(drawn, figure.suffix[1:], "simulation"))
     if not as_json:
         _print(output, rows, budgets, links, grid, orders)
         return
@@ -312,8 +321,8 @@ def _print(
 
 def _figure(
     model: str, rows: Sequence[Row], names: Sequence[str], budgets: Sequence[str], links: Sequence[str]
-) -> str:
-    from ui.figures import Panel, Series, lines_svg
+) -> Figure:
+    from finemoe_cli.figures.lines import Panel, Series, draw_lines
 
     found = {(row.policy, row.budget, row.link): row for row in rows}
 
@@ -329,7 +338,7 @@ def _figure(
         for words, metric in (("Waiting / demand's", "stall_vs_demand"), ("Hit rate", "hit_rate"))
         for place, link in enumerate(links)
     ]
-    return lines_svg(f"{model}: policies by budget", panels, simulated_policies(), columns=max(1, len(links)))
+    return draw_lines(f"{model}: policies by budget", panels, simulated_policies(), columns=max(1, len(links)))
 
 
 def _timing_json(name: str, timing: Timing) -> dict[str, Any]:
@@ -344,8 +353,8 @@ def _timing_json(name: str, timing: Timing) -> dict[str, Any]:
 
 def _check_targets(paths: Sequence[Path], figure: Path | None, *, force: bool) -> None:
     """Before anything is computed, which may take long."""
-    if figure is not None and figure.suffix != ".svg":
-        raise ConfigError(f"{figure} is no name of an SVG file", "figures are SVG: call it FILE.svg")
+    if figure is not None and figure.suffix not in FIGURES:
+        raise ConfigError(f"{figure} is no name of a figure", f"it ends with one of {', '.join(FIGURES)}")
     for path in paths:
         if path.exists() and not force:
             raise ConfigError(f"{path} is there already", "choose another name, or say --force")
