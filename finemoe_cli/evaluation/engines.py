@@ -59,15 +59,27 @@ class EvalEngine:
             self.kill()
             raise
 
-    def chat(self, messages: list[dict[str, str]], sampling: Sampling, *, anew: bool) -> dict[str, Any]:
-        """`Completion.to_dict()` of an answer. anew: compute the whole prompt, whatever came before.
+    def chat(
+        self, messages: list[dict[str, str]], sampling: Sampling, *, anew: bool, digests: bool = False
+    ) -> dict[str, Any]:
+        """`Completion.to_dict()` of an answer, with what `RequestWatch.finish` has seen of it.
+
+        Args:
+            anew: Compute the whole prompt, whatever came before.
+            digests: With a digest of each forward pass's logits.
 
         Raises:
             ContextOverflow: The conversation does not fit into the context.
             ExpertReadError: An expert could not be read; the engine can be used again.
             EngineBroken: The process has ended.
         """
-        order = {"do": "chat", "messages": messages, "sampling": asdict(sampling), "anew": anew}
+        order = {
+            "do": "chat",
+            "messages": messages,
+            "sampling": asdict(sampling),
+            "anew": anew,
+            "digests": digests,
+        }
         done: dict[str, Any] = self._ask(order)["done"]
         return done
 

@@ -18,6 +18,7 @@ COUNTS = (
     "stall_s",
     "evictions",
 )
+KINDS = ("resident", "prefetched", "late", "missed")
 TIMES = ("ttft_s", "tpot_s", "itl_s", "e2e_s")
 
 Row = Mapping[str, Any]
@@ -51,6 +52,20 @@ def spread(values: Iterable[float | None]) -> dict[str, float | int | None]:
     }
 
 
+def kind_rates(total: Mapping[str, Any], selections: int) -> dict[str, float | None]:
+    """Shares of the selections that found what; None of no selections."""
+
+    def rate(*names: str) -> float | None:
+        return sum(total[name] for name in names) / selections if selections else None
+
+    return {
+        "hit_rate": rate("resident", "prefetched"),
+        "covered_rate": rate("resident", "prefetched", "late"),
+        "late_rate": rate("late"),
+        "missed_rate": rate("missed"),
+    }
+
+
 def phase_metrics(counts: Sequence[Mapping[str, Any]], tokens: int) -> dict[str, Any]:
     """The counts of one phase added up, with rates, and bytes and stall a token.
 
@@ -59,18 +74,10 @@ def phase_metrics(counts: Sequence[Mapping[str, Any]], tokens: int) -> dict[str,
         tokens: That the phase went over.
     """
     total: dict[str, Any] = {name: sum(one[name] for one in counts) for name in COUNTS}
-    selections = total["selections"]
     read = total["bytes_demand"] + total["bytes_prefetch"]
-
-    def rate(*names: str) -> float | None:
-        return sum(total[name] for name in names) / selections if selections else None
-
     return total | {
         "tokens": tokens,
-        "hit_rate": rate("resident", "prefetched"),
-        "covered_rate": rate("resident", "prefetched", "late"),
-        "late_rate": rate("late"),
-        "missed_rate": rate("missed"),
+        **kind_rates(total, total["selections"]),
         "bytes_per_token": read / tokens if tokens else None,
         "stall_per_token_s": total["stall_s"] / tokens if tokens else None,
     }
@@ -84,6 +91,9 @@ def metrics_of(rows: Sequence[Row]) -> dict[str, Any]:
     reasons = sorted({row["finish_reason"] for row in done})
     prompt_tokens = sum(row["prompt_tokens"] - row["reused_tokens"] for row in done)
     decoded = sum(max(row["completion_tokens"] - 1, 0) for row in done)
+    metered = [row for row in done if row["energy_j"] is not None]
+    energy_j = sum(row["energy_j"] for row in metered) if metered else None
+    metered_tokens = sum(row["completion_tokens"] for row in metered)
     return {
         "requests": len(done),
         "conversations": len({row["number"] for row in done}),
@@ -98,6 +108,8 @@ def metrics_of(rows: Sequence[Row]) -> dict[str, Any]:
         "busy_s": busy_s,
         "requests_per_s": len(done) / busy_s if busy_s else None,
         "tokens_per_s": completion_tokens / busy_s if busy_s else None,
+        "energy_j": energy_j,
+        "energy_per_token_j": energy_j / metered_tokens if energy_j is not None and metered_tokens else None,
         "prefill": phase_metrics([row["prefill"] for row in done], prompt_tokens),
         "decode": phase_metrics([row["decode"] for row in done], decoded),
         "memory": {

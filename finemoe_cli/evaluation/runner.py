@@ -281,4 +281,5 @@ def request_row(said: dict[str, Any]) -> Row:
             for phase in ("prefill", "decode")
         },
         **{name: said["memory"][name] for name in ("budget_bytes", "peak_bytes", "slots")},
+        **{name: said[name] for name in ("energy_j", "layers", "passes")},
     }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from finemoe_cli.evaluation import surroundings
+from finemoe_cli.evaluation.breakdown import write_tables
 from finemoe_cli.evaluation.folder import FORMAT, RunFolder
 from finemoe_cli.evaluation.plan import Plan
 from finemoe_cli.evaluation.report import write_report
@@ -102,6 +103,7 @@ def sit(plan: Plan, folder: RunFolder, side_by_side: int | None, output: Output)
             folder.write_run(run)
             summary = summarise(folder)
             folder.write_summary(summary)
+            write_tables(folder.path, summary["combinations"])
             write_report(folder.path, summary, folder.rows())
     return summary
 

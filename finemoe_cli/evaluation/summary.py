@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from finemoe_cli.evaluation.breakdown import breakdown_of
 from finemoe_cli.evaluation.folder import Row, RunFolder
 from finemoe_cli.evaluation.metrics import metrics_of
 from offload.units import MIB, format_bytes
@@ -37,7 +38,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
 def _combination(said: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
     known = {name: said[name] for name in ("name", "policy", "profile", "budget")}
     done = next((row for row in rows if "error" not in row), {})
-    return known | {name: done.get(name) for name in ("device", "kernels")} | metrics_of(rows)
+    return known | {name: done.get(name) for name in ("device", "kernels")} | metrics_of(rows) | breakdown_of(rows)
 
 
 def table_of(summary: dict[str, Any]) -> Table:

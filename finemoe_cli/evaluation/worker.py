@@ -23,6 +23,7 @@ from offload.errors import EngineBroken, FinemoeError
 
 if TYPE_CHECKING:
     from finemoe_cli.evaluation.learning import Learning
+    from finemoe_cli.evaluation.watching import RequestWatch
     from offload.runtime.engine import Engine
 
 _PR_SET_PDEATHSIG = 1
@@ -39,6 +40,7 @@ class Worker:
         self._answers = answers
         self._engine: Engine | None = None
         self._learning: Learning | None = None
+        self._watch: RequestWatch | None = None
         self._stopped = False
 
     def serve(self, orders: Iterator[str]) -> None:
@@ -77,8 +79,9 @@ class Worker:
         raise AssertionError(order)
 
     def _open(self, order: dict[str, Any], stack: ExitStack) -> dict[str, Any]:
+        from finemoe_cli.evaluation.watching import RequestWatch
         from offload import Engine
-        from offload.service.publish import published
+        from offload.service.publish import gpu_probe, published
         from offload.trace.recorder import trace_model
 
         paths = {name: Path(order["config"][name]) for name in ("model", "packs_folder", "knowledge")}
@@ -87,6 +90,8 @@ class Worker:
         stack.enter_context(published(engine, boards, command="eval", profile=order["profile"]))
         self._engine = engine
         now = engine.snapshot()
+        gpu = gpu_probe(now.device)
+        self._watch = RequestWatch(engine, (lambda: None) if gpu is None else gpu.energy_j)
         return {
             "ready": {
                 "model": now.model,
@@ -105,10 +110,13 @@ class Worker:
             raise EngineBroken("the engine was stopped")
         if order["anew"]:
             engine.forget()
-        completion = engine.chat(order["messages"], Sampling(**order["sampling"]))
+        watch = self._watch
+        assert watch is not None
+        watch.begin(digests=order["digests"])
+        completion = engine.chat(order["messages"], Sampling(**order["sampling"]), on_logits=watch.passed)
         if self._learning is not None and not self._stopped:
             self._learning.take()
-        return {"done": completion.to_dict()}
+        return {"done": completion.to_dict() | watch.finish()}
 
     def _opened(self) -> Engine:
         assert self._engine is not None

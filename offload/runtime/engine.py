@@ -87,6 +87,7 @@ class Engine:
         messages: Messages,
         sampling: Sampling | None = None,
         on_text: Callable[[str], None] | None = None,
+        on_logits: Callable[[torch.Tensor], None] | None = None,
     ) -> Completion:
         """Answer a conversation, ``[{"role": "user", "content": ...}, ...]``, with the model's chat template.
 
@@ -96,19 +97,20 @@ class Engine:
             messages: The conversation so far.
             sampling: How tokens are chosen.
             on_text: Called with each piece of text as soon as it is certain, on the calling thread.
+            on_logits: See `generate_ids`.
 
         Raises:
             ContextOverflow: The conversation does not fit into the context.
             ModelError: The model has no chat template.
             ExpertReadError: An expert could not be read; the engine can be used again.
         """
-        return self._answer(self._require_tokenizer().encode_chat(messages), sampling, on_text)
+        return self._answer(self._require_tokenizer().encode_chat(messages), sampling, on_text, on_logits)
 
     def complete(
         self, prompt: str, sampling: Sampling | None = None, on_text: Callable[[str], None] | None = None
     ) -> Completion:
         """Continue `prompt` as plain text, without a chat template. Otherwise like `chat`."""
-        return self._answer(self._require_tokenizer().encode(prompt), sampling, on_text)
+        return self._answer(self._require_tokenizer().encode(prompt), sampling, on_text, None)
 
     def generate_ids(
         self,
@@ -240,11 +242,15 @@ class Engine:
                 self._loaded.close()
 
     def _answer(
-        self, token_ids: list[int], sampling: Sampling | None, on_text: Callable[[str], None] | None
+        self,
+        token_ids: list[int],
+        sampling: Sampling | None,
+        on_text: Callable[[str], None] | None,
+        on_logits: Callable[[torch.Tensor], None] | None,
     ) -> Completion:
         tokenizer = self._require_tokenizer()
         stream = tokenizer.stream(on_text or _ignore)
-        completion = self._generate(token_ids, sampling or Sampling(), stream.push, None)
+        completion = self._generate(token_ids, sampling or Sampling(), stream.push, on_logits)
         text = stream.finish()
         return Completion(**{**{name: getattr(completion, name) for name in completion.__slots__}, "text": text})
 

@@ -30,7 +30,7 @@ def published(
     """
     try:
         facts = engine_facts(engine, command)
-        gpu = _gpu_probe(facts.device)
+        gpu = gpu_probe(facts.device)
         writer = BoardWriter(boards_dir, facts, engine, HostProbe(), gpu, profile)
     except (OSError, FinemoeError) as error:
         logger.warning("the counters are not published: %s", error)
@@ -64,8 +64,11 @@ def engine_facts(engine: Engine, command: str) -> Facts:
     )
 
 
-def _gpu_probe(device: str) -> NvmlProbe | None:
-    """The probe of a CUDA device. CUDA and the driver may count devices in another order, so it goes by UUID."""
+def gpu_probe(device: str) -> NvmlProbe | None:
+    """The probe of a CUDA device; None for the CPU.
+
+    CUDA and the driver may count devices in another order, so it goes by UUID.
+    """
     if not device.startswith("cuda"):
         return None
     import torch

@@ -198,6 +198,17 @@ class NvmlProbe:
             reason="; ".join(dict.fromkeys(reasons)),
         )
 
+    def energy_j(self) -> float | None:
+        """Joules that the GPU has taken since its driver was loaded, whoever used it; None where it does not say."""
+        try:
+            nvml = self._library()
+            if not self._ready:
+                nvml.nvmlInit()
+                self._ready = True
+            return int(nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle(nvml))) / 1e3
+        except Exception:  # Of the binding's, the driver's, the library's: as in `count`.
+            return None
+
     def count(self) -> int:
         """GPUs that the driver knows; 0 where it cannot be asked."""
         try:

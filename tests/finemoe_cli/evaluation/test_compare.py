@@ -15,6 +15,8 @@ from finemoe_cli.evaluation.metrics import intervals
 from offload.errors import ConfigError, NotFound
 from offload.telemetry.counters import PhaseCounts
 
+COLUMNS = ("resident", "prefetched", "late", "missed", "stall_s")
+
 
 def request(combination: str, number: int, ttft_s: float, hits: int, token: int = 7) -> dict[str, Any]:
     times = [ttft_s, ttft_s + 0.1, ttft_s + 0.2]
@@ -41,6 +43,9 @@ def request(combination: str, number: int, ttft_s: float, hits: int, token: int 
         "budget_bytes": 100,
         "peak_bytes": 90,
         "slots": 4,
+        "energy_j": None,
+        "layers": {phase: {name: [counts[name]] for name in COLUMNS} for phase in ("prefill", "decode")},
+        "passes": {name: [counts[name], 0] for name in COLUMNS},
     }
 
 

@@ -80,6 +80,15 @@ def test_the_summary_is_what_the_rows_say(run):
             hits = sum(row[phase]["resident"] + row[phase]["prefetched"] for row in rows)
             assert one[phase]["hit_rate"] == hits / selections
         assert one["decode"]["selections"] == 3 * 2 * sum(len(row["token_ids"]) - 1 for row in rows)
+        for phase in ("prefill", "decode"):
+            for count in ("selections", "resident", "prefetched", "late", "missed", "stall_s"):
+                layers = [layer[count] for layer in one["layers"][phase]]
+                assert len(layers) == 3
+                assert sum(layers) == pytest.approx(one[phase][count], abs=1e-4)
+        for count in ("tokens", "selections", "resident", "prefetched", "late", "missed", "stall_s"):
+            assert sum(p[count] for p in one["positions"]) == pytest.approx(one["decode"][count], abs=1e-4)
+        assert [p["number"] for p in one["progress"]] == sorted({row["number"] for row in rows})
+        assert one["energy_j"] is None
         memory = one["memory"]
         assert 0 < memory["peak_bytes"] <= memory["budget_bytes"]
 
@@ -124,6 +133,9 @@ def test_it_says_what_it_was_measured_with(run):
     assert {path.name for path in run[0].iterdir()} - {".lock"} == {
         "combinations.csv",
         "engines.log",
+        "layers.csv",
+        "positions.csv",
+        "progress.csv",
         "report.md",
         "requests.csv",
         "requests.jsonl",

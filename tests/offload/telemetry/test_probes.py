@@ -135,6 +135,10 @@ class Driver:
         self._ask("name")
         return "NVIDIA Test"
 
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:
+        self._ask("energy")
+        return 12_345
+
     def nvmlDeviceGetMemoryInfo(self, handle: str) -> SimpleNamespace:
         self._ask("memory")
         return SimpleNamespace(total=24 * GIB, used=6 * GIB, free=18 * GIB)
@@ -248,3 +252,21 @@ def test_a_lost_gpu_is_found_again_when_it_comes_back():
     driver.failing = {}
     assert probe.read().used_bytes == 6 * GIB
     assert driver.starts == 3
+
+
+def test_energy_is_in_joules():
+    driver = Driver()
+    probe = NvmlProbe("GPU-1", driver)
+    assert (probe.energy_j(), probe.energy_j(), driver.starts) == (12.345, 12.345, 1)
+
+
+@pytest.mark.parametrize(
+    "failing",
+    [
+        {"init": pynvml.NVML_ERROR_DRIVER_NOT_LOADED},
+        {"handle": pynvml.NVML_ERROR_GPU_IS_LOST},
+        {"energy": pynvml.NVML_ERROR_NOT_SUPPORTED},
+    ],
+)
+def test_without_a_meter_there_is_no_energy(failing):
+    assert NvmlProbe(0, Driver(**failing)).energy_j() is None
