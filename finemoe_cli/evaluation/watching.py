@@ -83,7 +83,7 @@ def digest(logits: torch.Tensor) -> str:
     """A digest of the very bytes of some logits, in hexadecimal."""
     import torch
 
-    content = logits.contiguous().view(torch.uint8).cpu().numpy()
+    content = logits.contiguous().view(torch.uint8).cpu().numpy().tobytes()
     return hashlib.sha256(content).hexdigest()[: 2 * DIGEST_BYTES]
 
 

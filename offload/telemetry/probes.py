@@ -199,7 +199,7 @@ class NvmlProbe:
         )
 
     def energy_j(self) -> float | None:
-        """Joules that the GPU has taken since its driver was loaded, whoever used it; None where it does not say."""
+        """Joules that the GPU has taken since its driver was loaded, whoever used it; None where none is told."""
         try:
             nvml = self._library()
             if not self._ready:
