@@ -60,18 +60,26 @@ class EvalEngine:
             raise
 
     def chat(
-        self, messages: list[dict[str, str]], sampling: Sampling, *, anew: bool, digests: bool = False
+        self,
+        messages: list[dict[str, str]],
+        sampling: Sampling,
+        *,
+        anew: bool,
+        digests: bool = False,
+        routing: tuple[Path, str] | None = None,
     ) -> dict[str, Any]:
         """`Completion.to_dict()` of an answer, with what `RequestWatch.finish` has seen of it.
 
         Args:
             anew: Compute the whole prompt, whatever came before.
             digests: With a digest of each forward pass's logits.
+            routing: Where to keep the request's routing, and under which name.
 
         Raises:
             ContextOverflow: The conversation does not fit into the context.
             ExpertReadError: An expert could not be read; the engine can be used again.
             EngineBroken: The process has ended.
+            StorageError: The routing cannot be written.
         """
         order = {
             "do": "chat",
@@ -79,6 +87,7 @@ class EvalEngine:
             "sampling": asdict(sampling),
             "anew": anew,
             "digests": digests,
+            "routing": None if routing is None else {"path": str(routing[0]), "name": routing[1]},
         }
         done: dict[str, Any] = self._ask(order)["done"]
         return done

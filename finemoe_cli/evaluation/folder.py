@@ -6,6 +6,7 @@
     requests.jsonl    a row for each request, written safely to the disk as soon as it is over
     summary.json      what they come to
     report.md         the same for people; combinations.csv and requests.csv for spreadsheets
+    routing.npz       what the routers chose; routing/ has it of each request, until the run is complete
     engines.log       what the engines' processes said on stderr
     learnt/           what policies learned from the history, until the run is complete
 """
@@ -31,6 +32,8 @@ REQUESTS = "requests.jsonl"
 SUMMARY = "summary.json"
 LOG = "engines.log"
 LEARNT = "learnt"
+ROUTING = "routing.npz"
+ROUTING_PARTS = "routing"
 _LOCK = ".lock"
 
 Row = dict[str, Any]
@@ -109,6 +112,10 @@ class RunFolder:
             write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
             sync_folder(self.path)
         return finished
+
+    def routing_part(self, number: int, turn: int) -> Path:
+        """Where the routing of a turn of conversation `number` is kept until the run is complete."""
+        return self.path / ROUTING_PARTS / f"{number:06}-{turn:03}.npz"
 
     def drop_learnt(self) -> None:
         """The run is complete: what policies learned is not needed any more, and may be large."""

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from finemoe_cli.evaluation.folder import ROUTING, ROUTING_PARTS
 from offload.errors import DamagedFile, StorageError
 from offload.files import storage_errors, sync_folder
 from offload.telemetry.counters import Phase
@@ -26,9 +27,6 @@ from offload.telemetry.routing import ForwardPass, PassOutcome, Routing
 from offload.trace.records import TraceRequest
 from profiles.files import write_atomically
 
-ROUTING = "routing.npz"
-PARTS = "routing"
-"""Folder of the requests' own files, until the run is complete."""
 STEPS = 256
 """Iterations of a request that entropies are kept of; its counts are of all."""
 SHOWN = 4
@@ -235,13 +233,8 @@ def routing_of(requests: Iterable[TraceRequest], layers: int, experts: int, top_
 # The files of a run.
 
 
-def part_of(run: Path, number: int, turn: int) -> Path:
-    """Where a request's routing is kept until the run is complete."""
-    return run / PARTS / f"{number:06}-{turn:03}.npz"
-
-
 def save_part(path: Path, record: RoutingRecord) -> None:
-    """Keep a request's routing.
+    """Keep a request's routing at `path`: `RunFolder.routing_part`.
 
     Raises:
         StorageError: It cannot be written.
@@ -255,7 +248,7 @@ def write_routing(run: Path, *, complete: bool) -> None:
     Raises:
         StorageError: It cannot be written, or one cannot be read.
     """
-    parts = run / PARTS
+    parts = run / ROUTING_PARTS
     record = _joined_parts(parts)
     if record is None:
         return
@@ -263,7 +256,7 @@ def write_routing(run: Path, *, complete: bool) -> None:
     sync_folder(run)
     if complete:
         # In one step: while the folder is there, it has all of them.
-        over = run / f".{PARTS}.over"
+        over = run / f".{ROUTING_PARTS}.over"
         with storage_errors("the routing", over):
             shutil.rmtree(over, ignore_errors=True)
             parts.rename(over)
@@ -276,7 +269,7 @@ def read_routing(run: Path) -> RoutingRecord | None:
     Raises:
         StorageError: It cannot be read, or is damaged.
     """
-    record = _joined_parts(run / PARTS)
+    record = _joined_parts(run / ROUTING_PARTS)
     if record is None and (run / ROUTING).exists():
         record = _read(run / ROUTING)
     return record

@@ -215,14 +215,19 @@ class Runner:
         }
         turn = 0
         try:
-            for turn, said in enumerate(self._answers(self._engines[combination.name], conversation), 1):
+            # Policies do not change what routers choose: one combination's routing is that of all.
+            kept = number if combination is self._plan.combinations[0] else None
+            for turn, said in enumerate(self._answers(self._engines[combination.name], conversation, kept), 1):
                 self._folder.append(place | {"turn": turn} | request_row(said))
         except (ContextOverflow, ExpertReadError) as error:
             self._folder.append(place | {"turn": turn + 1, "error": error.message})
             self._warn(f"{combination.name}, {conversation.id}, turn {turn + 1}: {error.message}")
 
-    def _answers(self, engine: EvalEngine, conversation: Conversation) -> Iterator[dict[str, Any]]:
-        """Each turn's completion; a turn goes on from the model's own answers."""
+    def _answers(
+        self, engine: EvalEngine, conversation: Conversation, kept: int | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Each turn's completion; a turn goes on from the model's own answers. kept: keep the routing under this
+        number."""
         messages: list[dict[str, str]] = []
         if system := conversation.system or self._plan.system:
             messages.append({"role": "system", "content": system})
@@ -231,7 +236,10 @@ class Runner:
             self._answering = engine
             self._check()
             try:
-                said = engine.chat(messages, self._plan.sampling, anew=number == 0)
+                routing = None
+                if kept is not None:
+                    routing = self._folder.routing_part(kept, number + 1), f"{conversation.id}/{number + 1}"
+                said = engine.chat(messages, self._plan.sampling, anew=number == 0, routing=routing)
             finally:
                 self._answering = None
             self._check()

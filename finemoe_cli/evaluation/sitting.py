@@ -105,6 +105,9 @@ def sit(plan: Plan, folder: RunFolder, side_by_side: int | None, output: Output)
             folder.write_summary(summary)
             write_tables(folder.path, summary["combinations"])
             write_report(folder.path, summary, folder.rows())
+            from finemoe_cli.evaluation.routing import write_routing  # With NumPy, which no engine has to pay for.
+
+            write_routing(folder.path, complete=run["complete"])
     return summary
 
 

@@ -23,6 +23,7 @@ from offload.errors import EngineBroken, FinemoeError
 
 if TYPE_CHECKING:
     from finemoe_cli.evaluation.learning import Learning
+    from finemoe_cli.evaluation.routing import RoutingObserver
     from finemoe_cli.evaluation.watching import RequestWatch
     from offload.runtime.engine import Engine
 
@@ -41,6 +42,7 @@ class Worker:
         self._engine: Engine | None = None
         self._learning: Learning | None = None
         self._watch: RequestWatch | None = None
+        self._routing: RoutingObserver | None = None
         self._stopped = False
 
     def serve(self, orders: Iterator[str]) -> None:
@@ -79,6 +81,7 @@ class Worker:
         raise AssertionError(order)
 
     def _open(self, order: dict[str, Any], stack: ExitStack) -> dict[str, Any]:
+        from finemoe_cli.evaluation.routing import RoutingObserver
         from finemoe_cli.evaluation.watching import RequestWatch
         from offload import Engine
         from offload.service.publish import gpu_probe, published
@@ -89,6 +92,10 @@ class Worker:
         boards = Path(order["boards"])
         stack.enter_context(published(engine, boards, command="eval", profile=order["profile"]))
         self._engine = engine
+        around = engine.surroundings
+        # Every engine has it, though one's is kept: it costs all of them the same.
+        self._routing = RoutingObserver(around.layers, around.experts, around.top_k)
+        engine.observe(self._routing)
         now = engine.snapshot()
         gpu = gpu_probe(now.device)
         self._watch = RequestWatch(engine, (lambda: None) if gpu is None else gpu.energy_j)
@@ -116,7 +123,13 @@ class Worker:
         completion = engine.chat(order["messages"], Sampling(**order["sampling"]), on_logits=watch.passed)
         if self._learning is not None and not self._stopped:
             self._learning.take()
-        return {"done": completion.to_dict() | watch.finish()}
+        seen = watch.finish()
+        if order["routing"] is not None and not self._stopped:
+            from finemoe_cli.evaluation.routing import save_part
+
+            assert self._routing is not None
+            save_part(Path(order["routing"]["path"]), self._routing.take(order["routing"]["name"]))
+        return {"done": completion.to_dict() | seen}
 
     def _opened(self) -> Engine:
         assert self._engine is not None

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from finemoe_cli.evaluation.routing import read_routing, routing_of
 from offload import Sampling
+from offload.trace.recorder import Recorder, trace_model
 from tests.finemoe_cli.conftest import Result
 from tests.finemoe_cli.evaluation.conftest import answers, rows_of
 from tests.support.engines import open_engine
@@ -73,8 +75,10 @@ def test_broken_off_twice_it_comes_to_the_same(run, tiny):
     assert run.last.code == 0, run.last.err
     found = {key[1:]: tokens for key, tokens in answers(run.folder).items()}
     assert len(found) > len({talk for talk, _ in found}) == 10
-    wanted = {}
+    wanted, seen = {}, {}
     with open_engine(tiny, 1.0, "reference", context=400) as engine:
+        recorder = Recorder(trace_model(engine))
+        engine.observe(recorder)
         for talk in TALKS:
             messages: list[dict[str, str]] = []
             engine.forget()
@@ -82,8 +86,16 @@ def test_broken_off_twice_it_comes_to_the_same(run, tiny):
                 messages.append({"role": "user", "content": str(text)})
                 said = engine.chat(messages, Sampling(max_new_tokens=TOKENS, temperature=0))
                 wanted[talk["id"], turn] = list(said.token_ids)
+                seen[f"{talk['id']}/{turn}"] = recorder.take(f"{talk['id']}/{turn}")
                 messages.append({"role": "assistant", "content": said.text})
     assert found == {key: tokens for key, tokens in wanted.items() if key in found}
+    # And its routing is that of this engine's requests, in the order of the conversations.
+    routing = read_routing(run.folder)
+    assert routing is not None and not (run.folder / "routing").exists()
+    held = dict.fromkeys((row["number"], row["turn"], row["conversation"]) for row in rows_of(run.folder))
+    assert routing.names.tolist() == [f"{talk}/{turn}" for _, turn, talk in sorted(held)]
+    alone = routing_of((seen[name] for name in routing.names.tolist()), layers=3, experts=8, top_k=2)
+    assert alone is not None and routing.to_bytes() == alone.to_bytes()
 
 
 def test_what_is_finished_stays(run):

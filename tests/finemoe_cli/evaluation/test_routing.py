@@ -12,13 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finemoe_cli.evaluation import routing
+from finemoe_cli.evaluation.folder import ROUTING, RunFolder
 from finemoe_cli.evaluation.routing import (
-    ROUTING,
     SHOWN,
     RoutingRecord,
     entropy,
     joined,
-    part_of,
     read_routing,
     routing_of,
     save_part,
@@ -137,7 +136,7 @@ def test_parts_become_one_file(tmp_path: Path):
     for number in (2, 0, 1):
         record = record_of([requests[number]])
         assert record is not None
-        save_part(part_of(tmp_path, number, 1), record)
+        save_part(RunFolder(tmp_path).routing_part(number, 1), record)
     wanted = record_of(requests)
     assert same(read_routing(tmp_path), wanted)  # of a run that was killed
     write_routing(tmp_path, complete=False)
