@@ -97,9 +97,11 @@ def test_contestants_do_the_same_steps(tmp_path: Path, group: None) -> None:
     model = tiny_checkpoint(tmp_path / "model", layers=2)
     tiny_tokenizer(model, special=CHATML_TOKENS, eos="<|im_end|>")
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.peers", str(model), "--contestants", "finemoe,transformers"]
-        + ["--caps", "1GiB", "--tokens", "6", "--rounds", "1", "--work", str(tmp_path / "work")]
-        + ["--cap-with", "cgroup"],
+        [
+            *(sys.executable, "-m", "benchmarks.peers", str(model), "--contestants", "finemoe,transformers"),
+            *("--caps", "1GiB", "--tokens", "6", "--rounds", "1", "--work", str(tmp_path / "work")),
+            *("--cap-with", "cgroup"),
+        ],
         capture_output=True,
         text=True,
         check=True,
