@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from finemoe_cli import options
 from finemoe_cli.exit_codes import ExitCode
-from finemoe_cli.models import ensure_model
 from finemoe_cli.output import Output, Reported, print_error
 from finemoe_cli.signals import interrupts
 from offload.errors import ConfigError, FinemoeError, NotFound
 from profiles.environment import prepare_process
-from profiles.paths import runs_dir
-
-if TYPE_CHECKING:
-    from finemoe_cli.evaluation.plan import Plan
 
 app = typer.Typer(
     rich_markup_mode="rich",
@@ -29,7 +22,8 @@ app = typer.Typer(
 
   finemoe eval --limit 20 -n 32
   finemoe eval --policy demand,finemoe,auto --profile low,balanced --out runs/policies
-  finemoe eval --dataset lmsys --budget 12.5%,25%
+  finemoe eval --dataset lmsys --budget 12.5%,25% --seed 0,1,2
+  finemoe eval --online --arrivals poisson:0.2
   finemoe eval --resume runs/policies
   finemoe eval --budget 25% --fail-if "hit_rate<0.6"
   finemoe eval compare runs/before runs/after
@@ -43,7 +37,14 @@ _OUTPUT = "Output"
 
 def complete_dataset() -> list[str]:
     """Data sets, for the shell."""
-    return ["sample", "lmsys", "sharegpt"]
+    from finemoe_cli.evaluation.prompts import HUB, SAMPLE
+
+    return [SAMPLE, *HUB]
+
+
+def complete_arrivals() -> list[str]:
+    """Arrivals that are no file, for the shell."""
+    return ["at-once", "poisson:"]
 
 
 @app.callback(invoke_without_command=True)
@@ -82,6 +83,15 @@ def evaluate(
             rich_help_panel=_WHAT,
         ),
     ] = None,
+    online: Annotated[
+        bool,
+        typer.Option(
+            "--online",
+            metavar="",
+            help="No history: policies begin with nothing, and learn from what is measured.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = False,
     turns: Annotated[
         int | None,
         typer.Option(
@@ -95,6 +105,25 @@ def evaluate(
             metavar="NUMBER",
             min=0,
             help="Conversations of the history that each engine answers first, uncounted.  [default: 1]",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    arrivals: Annotated[
+        str | None,
+        typer.Option(
+            "--arrivals",
+            metavar="HOW|FILE",
+            help="at-once, poisson:RATE in conversations a second, or a file of times; waiting then counts.",
+            autocompletion=complete_arrivals,
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    arrival_scale: Annotated[
+        float | None,
+        typer.Option(
+            "--arrival-scale",
+            metavar="NUMBER",
+            help="Multiplies the times of that file: 0.001 for milliseconds.  [default: 1]",
             rich_help_panel=_WHAT,
         ),
     ] = None,
@@ -131,34 +160,15 @@ def evaluate(
     model: options.RunModel = None,
     context: options.Context = None,
     system: options.System = None,
-    max_new_tokens: Annotated[
-        str | None,
-        typer.Option(
-            "--max-new-tokens",
-            "-n",
-            metavar="TOKENS",
-            help="Longest answer.  [default: 128]",
-            rich_help_panel=options.SAMPLING,
-        ),
-    ] = None,
-    temperature: Annotated[
-        str | None,
-        typer.Option(
-            "--temperature",
-            "-t",
-            metavar="NUMBER",
-            help="0 is greedy.  [default: 0]",
-            rich_help_panel=options.SAMPLING,
-        ),
-    ] = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    temperature: options.Temperature = None,
     seed: Annotated[
-        int | None,
+        str | None,
         typer.Option(
             "--seed",
-            metavar="NUMBER",
-            min=0,
-            help="Of the draw, the split and the answers.  [default: 0]",
-            rich_help_panel=options.SAMPLING,
+            metavar="NUMBERS",
+            help="Of the draw, the split and the answers; several with commas between.  [default: 0]",
+            rich_help_panel=_WHAT,
         ),
     ] = None,
     kernels: options.Kernels = None,
@@ -202,10 +212,12 @@ def evaluate(
 ) -> None:
     """Answer prompts under each policy and each budget, and say what that cost.
 
-    Each has an engine of its own; they take turns conversation by conversation. Every request is kept as it ends.
+    Answers are greedy and of at most 128 tokens, if nothing else is said. Each policy and budget has an engine of
+    its own; they take turns conversation by conversation. Every request is kept as it ends.
     """
     if invoked.invoked_subcommand is not None:
         return
+    from finemoe_cli.evaluation.asking import absolute_arrivals, absolute_data, all_asked, new_folder, settle
     from finemoe_cli.evaluation.folder import RUN, RunFolder
     from finemoe_cli.evaluation.gates import judge, parse_gates
 
@@ -215,13 +227,16 @@ def evaluate(
         raise ConfigError("both --resume and --out are given", "give one of the two")
     if resume is not None and not (resume / RUN).exists():
         raise NotFound(f"there is no run in {resume}", "begin one with --out")
-    path = resume or out or _new_folder()
+    path = resume or out or new_folder()
     given = {
         "dataset": dataset,
-        "data": _absolute(dataset, data),
+        "data": absolute_data(dataset, data),
         "limit": limit,
         "seed": seed,
         "split": split,
+        "online": online or None,
+        "arrivals": absolute_arrivals(arrivals),
+        "arrival_scale": arrival_scale,
         "turns": turns,
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
@@ -237,7 +252,7 @@ def evaluate(
         "threads": threads,
         "lanes": lanes,
     }
-    plan = _plan(_asked(given, path), output)
+    plan = settle(all_asked(given, path), output)
     for warning in prepare_process():
         output.warn(warning)
     from finemoe_cli.evaluation.sitting import sit
@@ -290,58 +305,3 @@ def compare(
             f"{one.conversations} conversations, {100 * one.same_answers:.0f} % of the answers alike"
         )
         output.table(["metric", "A", "B", "B - A", "95 %", "B / A"], comparison_rows(one))
-
-
-def _asked(given: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """All options: of a run that is at `path` already those it was begun with, which the given ones must equal."""
-    from finemoe_cli.evaluation.folder import RUN, read_object
-    from finemoe_cli.evaluation.plan import DEFAULTS
-    from profiles.settings import flag_name
-
-    said = {name: value for name, value in given.items() if value is not None}
-    if not (path / RUN).exists():
-        return dict(DEFAULTS) | said
-    begun: dict[str, Any] = read_object(path / RUN)["config"]["asked"]
-    for name, value in said.items():
-        if begun[name] != value:
-            before = "without it" if begun[name] is None else f"with {begun[name]}"
-            raise ConfigError(
-                f"{flag_name(name)} is {value}, and the run in {path} was begun {before}",
-                "go on as it was begun, or choose another folder",
-            )
-    return begun
-
-
-def _plan(asked: Mapping[str, Any], output: Output) -> Plan:
-    from finemoe_cli.evaluation.plan import make_plan
-
-    plan = make_plan(asked, lambda name: ensure_model(name, output))
-    prompts = plan.prompts
-    if prompts.note:
-        output.warn(prompts.note)
-    if prompts.skipped_rows:
-        output.warn(f"{prompts.skipped_rows} rows of {prompts.path} were skipped; {prompts.skipped[0]}")
-    source = f"{prompts.source} {prompts.path}".rstrip()
-    output.note(
-        f"prompts: {source}; {len(plan.history)} conversations to learn from, {len(plan.test)} to test with"
-    )
-    return plan
-
-
-def _absolute(dataset: str | None, data: Path | None) -> str | None:
-    """The file that prompts are read from, named or given as the data set itself; None for none."""
-    if data is None and dataset is not None and dataset not in complete_dataset():
-        data = Path(dataset)
-        if not data.exists():
-            known = ", ".join(complete_dataset())
-            raise ConfigError(f"there is no dataset '{dataset}'", f"{known}, or a file")
-    return None if data is None else str(data.absolute())
-
-
-def _new_folder() -> Path:
-    name = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    return next(
-        path
-        for path in (runs_dir() / (f"{name}-{number}" if number else name) for number in range(1000))
-        if not path.exists()
-    )

@@ -14,23 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from finemoe_cli.evaluation.folder import REQUESTS, RUN, Row, is_last, read_object, read_rows
+from finemoe_cli.evaluation.folder import REQUESTS, RUN, Row, is_last, read_rows, read_run
 from finemoe_cli.evaluation.gates import flat
-from finemoe_cli.evaluation.metrics import metrics_of
+from finemoe_cli.evaluation.metrics import MAIN, metrics_of
 from offload.errors import ConfigError, NotFound
 
-METRICS = {
-    "ttft_s": "ttft_s.mean",
-    "tpot_s": "tpot_s.mean",
-    "e2e_s": "e2e_s.mean",
-    "tokens_per_s": "tokens_per_s",
-    "hit_rate": "decode.hit_rate",
-    "covered_rate": "decode.covered_rate",
-    "bytes_per_token": "decode.bytes_per_token",
-    "stall_per_token_s": "decode.stall_per_token_s",
-    "prefill.hit_rate": "prefill.hit_rate",
-}
-"""What is compared, and what it is of each conversation."""
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
 
@@ -161,7 +149,7 @@ def _compare(a: Side, b: Side, seed: int) -> Comparison:
         raise ConfigError(f"{a.run} and {b.run} have held no conversation in common", "go on with them: --resume")
     values = [[flat(metrics_of(side.rows[number])) for number in both] for side in (a, b)]
     differences = []
-    for metric, name in METRICS.items():
+    for metric, name in MAIN.items():
         known = [(x[name], y[name]) for x, y in zip(*values, strict=True)]
         pairs = [(x, y) for x, y in known if x is not None and y is not None]
         if pairs:
@@ -184,8 +172,9 @@ def _sides(text: str) -> list[Side]:
         path = Path(folder)
     if not (path / RUN).exists():
         raise NotFound(f"there is no run in {path}", "give the folder that finemoe eval wrote")
-    config: dict[str, Any] = read_object(path / RUN)["config"]
-    names = [one["name"] for one in config["combinations"]]
+    combinations = read_run(path)["config"]["combinations"]
+    digests: dict[str, str] = {one["name"]: one["digest"] for one in combinations}
+    names = list(digests)
     if wanted and wanted not in names:
         raise NotFound(f"the run in {path} has no combination '{wanted}'", f"it has {', '.join(names)}")
     rows = read_rows(path / REQUESTS) if (path / REQUESTS).exists() else []
@@ -196,5 +185,5 @@ def _sides(text: str) -> list[Side]:
             if row["combination"] == name:
                 own.setdefault(row["number"], []).append(row)
         held = {number: found for number, found in own.items() if is_last(found[-1])}
-        sides.append(Side(path, name, config["data"]["digest"], held))
+        sides.append(Side(path, name, digests[name], held))
     return sides

@@ -26,7 +26,7 @@ from offload.files import locked, storage_errors, sync_folder
 from profiles.files import write_atomically
 from profiles.paths import ensure_folder
 
-FORMAT = 1
+FORMAT = 2
 RUN = "run.json"
 REQUESTS = "requests.jsonl"
 SUMMARY = "summary.json"
@@ -53,9 +53,7 @@ class RunFolder:
         self.path = path
         self.run: dict[str, Any] | None = None
         if (path / RUN).exists():
-            self.run = read_object(path / RUN)
-            if self.run.get("format") != FORMAT:
-                raise ConfigError(f"{path} was written by another version of finemoe", "begin a new run")
+            self.run = read_run(path)
 
     @classmethod
     @contextmanager
@@ -153,6 +151,19 @@ def read_rows(path: Path) -> list[Row]:
                 return rows
             raise DamagedFile(f"line {number} of {path} is damaged", "take that line out, or begin anew") from None
     return rows
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What is in the ``run.json`` of a folder.
+
+    Raises:
+        ConfigError: Another version of finemoe wrote it.
+        StorageError: It is not there, or damaged.
+    """
+    run = read_object(folder / RUN)
+    if run.get("format") != FORMAT:
+        raise ConfigError(f"{folder} was written by another version of finemoe", "begin a new run")
+    return run
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finemoe_cli.evaluation.metrics import TIMES, metrics_of, phase_metrics
+from finemoe_cli.evaluation.metrics import SPREADS, metrics_of, phase_metrics
 from offload.errors import ConfigError
 
 _GATE = re.compile(r"\s*([a-z0-9_.]+)\s*(<=|>=|<|>)\s*(\S+)\s*")
@@ -61,11 +61,11 @@ def flat(metrics: Mapping[str, Any]) -> dict[str, float | None]:
     """The numbers of `metrics_of` by their names, the short ones too."""
     found: dict[str, float | None] = {}
     for name, value in metrics.items():
-        if name in (*TIMES, "prefill", "decode", "memory"):
+        if name in (*SPREADS, "prefill", "decode", "memory"):
             found |= {f"{name}.{inner}": number for inner, number in value.items()}
         elif name != "finish_reasons" and not isinstance(value, str):
             found[name] = value
-    short = {name: found[f"{name}.median"] for name in TIMES}
+    short = {name: found[f"{name}.median"] for name in SPREADS}
     short |= {name: found[f"decode.{name}"] for name in phase_metrics([], 0)}
     short |= {name: found[f"memory.{name}"] for name in ("budget_bytes", "peak_bytes", "slots")}
     return short | found

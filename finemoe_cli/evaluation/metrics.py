@@ -20,6 +20,21 @@ COUNTS = (
 )
 KINDS = ("resident", "prefetched", "late", "missed")
 TIMES = ("ttft_s", "tpot_s", "itl_s", "e2e_s")
+SPREADS = (*TIMES, "queue_s")
+"""Metrics of which there is a median, and so on."""
+
+MAIN = {
+    "ttft_s": "ttft_s.mean",
+    "tpot_s": "tpot_s.mean",
+    "e2e_s": "e2e_s.mean",
+    "tokens_per_s": "tokens_per_s",
+    "hit_rate": "decode.hit_rate",
+    "covered_rate": "decode.covered_rate",
+    "bytes_per_token": "decode.bytes_per_token",
+    "stall_per_token_s": "decode.stall_per_token_s",
+    "prefill.hit_rate": "prefill.hit_rate",
+}
+"""What runs are compared by: its name, and what it is of the metrics of some requests."""
 
 Row = Mapping[str, Any]
 
@@ -87,7 +102,11 @@ def metrics_of(rows: Sequence[Row]) -> dict[str, Any]:
     """What the requests of one combination come to; rows with an `error` are counted and no more."""
     done = [row for row in rows if "error" not in row]
     completion_tokens = sum(row["completion_tokens"] for row in done)
-    busy_s = sum(row["e2e_s"] for row in done)
+    busy_s = sum(row["service_s"] for row in done)
+    makespan_s = busy_s
+    arrivals = [row["arrival_s"] for row in done if row["arrival_s"] is not None]
+    if arrivals:
+        makespan_s = max(row["arrival_s"] + row["e2e_s"] for row in done) - min(arrivals)
     reasons = sorted({row["finish_reason"] for row in done})
     prompt_tokens = sum(row["prompt_tokens"] - row["reused_tokens"] for row in done)
     decoded = sum(max(row["completion_tokens"] - 1, 0) for row in done)
@@ -105,9 +124,11 @@ def metrics_of(rows: Sequence[Row]) -> dict[str, Any]:
         "tpot_s": spread(row["tpot_s"] for row in done),
         "itl_s": spread(time for row in done for time in row["itl_s"]),
         "e2e_s": spread(row["e2e_s"] for row in done),
+        "queue_s": spread(row["queue_s"] for row in done),
         "busy_s": busy_s,
-        "requests_per_s": len(done) / busy_s if busy_s else None,
-        "tokens_per_s": completion_tokens / busy_s if busy_s else None,
+        "makespan_s": makespan_s,
+        "requests_per_s": len(done) / makespan_s if makespan_s else None,
+        "tokens_per_s": completion_tokens / makespan_s if makespan_s else None,
         "energy_j": energy_j,
         "energy_per_token_j": energy_j / metered_tokens if energy_j is not None and metered_tokens else None,
         "prefill": phase_metrics([row["prefill"] for row in done], prompt_tokens),

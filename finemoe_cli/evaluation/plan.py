@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from finemoe_cli.datasets.conversation import Conversation
-from finemoe_cli.datasets.sample import split
-from finemoe_cli.evaluation.prompts import Prompts, find_prompts
+from finemoe_cli.evaluation.draws import Draw, draw_all
+from finemoe_cli.evaluation.prompts import Prompts
 from offload.config import EngineConfig, Sampling
 from offload.errors import ConfigError
 from offload.models.spec import read_spec
-from profiles.settings import resolve
-
-_SPLIT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*:\s*(\d+(?:\.\d+)?)\s*")
+from profiles.settings import Resolved, resolve
 
 DEFAULTS: Mapping[str, Any] = {
     "dataset": "sample",
     "data": None,
     "limit": 64,
-    "seed": 0,
-    "split": "70:30",
+    "seed": "0",
+    "split": None,
+    "online": False,
+    "arrivals": None,
+    "arrival_scale": 1.0,
     "turns": None,
     "max_new_tokens": "128",
     "temperature": "0",
@@ -47,19 +46,25 @@ DEFAULTS: Mapping[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Combination:
-    """A policy and a budget.
+    """A policy and a budget, with what a seed draws.
 
     Attributes:
-        name: ``policy@profile``, or ``policy@budget``.
+        name: ``policy@profile``, or ``policy@budget``; where there are several seeds, with ``#seed`` behind.
+        group: The name without the seed.
         policy / budget: As the user would give them.
         profile: Empty where a bare budget was given.
+        lesson: Combinations with the same learn the same from the history.
         engine: What to open.
     """
 
     name: str
+    group: str
     policy: str
     profile: str
     budget: str
+    lesson: str
+    draw: Draw
+    sampling: Sampling
     engine: EngineConfig
 
 
@@ -69,24 +74,24 @@ class Plan:
 
     Attributes:
         asked: The options, by name, as in `DEFAULTS`.
-        prompts: Where the conversations are from.
-        history: Conversations that policies learn from.
-        test: Conversations that are measured.
+        draws: What each seed draws.
         warmup: So many conversations of the history go first in each engine, uncounted.
         turns: Of each conversation at most; None for all.
         system: The system prompt of conversations that have none.
     """
 
     asked: Mapping[str, Any]
-    prompts: Prompts
-    history: Sequence[Conversation]
-    test: Sequence[Conversation]
+    draws: Sequence[Draw]
     warmup: int
     turns: int | None
     system: str | None
-    sampling: Sampling
     model: Path
     combinations: Sequence[Combination] = field(default_factory=list)
+
+    @property
+    def prompts(self) -> Prompts:
+        """Where the conversations are from: the same place for every seed."""
+        return self.draws[0].prompts
 
     def turns_of(self, conversation: Conversation) -> Sequence[str]:
         """What is said in it."""
@@ -105,14 +110,19 @@ class Plan:
                         "skipped_rows": self.prompts.skipped_rows,
                         "skipped": list(self.prompts.skipped),
                         "note": self.prompts.note,
-                        "history": len(self.history),
-                        "test": len(self.test),
-                        "digest": _digest([*self.history, *self.test]),
+                        "history": len(self.draws[0].history),
+                        "test": len(self.draws[0].test),
+                        "digests": {str(draw.seed): draw.digest for draw in self.draws},
                     },
+                    "arrivals": {str(draw.seed): draw.arrivals for draw in self.draws},
                     "turns": self.turns,
                     "warmup": self.warmup,
                     "system": self.system,
-                    "sampling": asdict(self.sampling),
+                    "sampling": {
+                        name: value
+                        for name, value in asdict(self.combinations[0].sampling).items()
+                        if name != "seed"
+                    },
                     "model": str(self.model),
                     "combinations": [_said(combination) for combination in self.combinations],
                 }
@@ -131,39 +141,29 @@ def make_plan(asked: Mapping[str, Any], model_folder: Any) -> Plan:
     Raises:
         FinemoeError: Something cannot be used.
     """
-    share = _share(asked["split"])
-    prompts = find_prompts(
-        asked["dataset"], None if asked["data"] is None else Path(asked["data"]), asked["limit"], asked["seed"]
-    )
-    history, test = split(prompts.conversations, share, asked["seed"]) if share else ([], prompts.conversations)
-    chosen = _combinations(asked)
-    folder = model_folder(chosen[0][1].settings.model)
+    draws = draw_all(asked)
+    chosen = _chosen(asked)
+    folder = model_folder(chosen[0].resolved.settings.model)
     read_spec(folder)  # What cannot be run is said before anything is started.
-    first = chosen[0][1]
     return Plan(
         asked=asked,
-        prompts=prompts,
-        history=history,
-        test=test,
-        warmup=min(asked["warmup"], len(history)),
+        draws=draws,
+        warmup=min(asked["warmup"], len(draws[0].history)),
         turns=asked["turns"],
-        system=first.settings.system,
-        sampling=first.sampling(),
+        system=chosen[0].resolved.settings.system,
         model=folder,
-        combinations=[
-            Combination(
-                name=f"{resolved.settings.policy}@{label}",
-                policy=resolved.settings.policy,
-                profile=resolved.profile.name if resolved.origins["budget"].kind in ("profile", "default") else "",
-                budget=str(resolved.settings.budget),
-                engine=resolved.engine_config(folder),
-            )
-            for label, resolved in chosen
-        ],
+        combinations=[_combination(one, draw, folder, several=len(draws) > 1) for draw in draws for one in chosen],
     )
 
 
-def _combinations(asked: Mapping[str, Any]) -> list[tuple[str, Any]]:
+class _Chosen(NamedTuple):
+    """A policy and a budget, before seeds."""
+
+    label: str
+    resolved: Resolved
+
+
+def _chosen(asked: Mapping[str, Any]) -> list[_Chosen]:
     if asked["profile"] is not None and asked["budget"] is not None:
         raise ConfigError("both --profile and --budget are given", "give one of the two")
     policies = _words(asked["policy"], "--policy")
@@ -173,7 +173,6 @@ def _combinations(asked: Mapping[str, Any]) -> list[tuple[str, Any]]:
         "model",
         "max_new_tokens",
         "temperature",
-        "seed",
         "system",
         "context",
         "kernels",
@@ -183,17 +182,34 @@ def _combinations(asked: Mapping[str, Any]) -> list[tuple[str, Any]]:
     )
     found = []
     for policy, place in product(policies, places):
-        flags = {name: asked[name] for name in common} | {"policy": policy, key: place}
-        resolved = resolve(flags)
+        resolved = resolve({name: asked[name] for name in common} | {"policy": policy, key: place})
         label = place
         if label is None:
             of_profile = resolved.origins["budget"].kind in ("profile", "default")
             label = resolved.profile.name if of_profile else str(resolved.settings.budget)
-        found.append((label, resolved))
-    names = [(label, resolved.settings.policy) for label, resolved in found]
+        found.append(_Chosen(label, resolved))
+    names = [(one.label, one.resolved.settings.policy) for one in found]
     if len(set(names)) < len(names):
         raise ConfigError("a policy is measured twice with one budget", "name each policy and each budget once")
     return found
+
+
+def _combination(one: _Chosen, draw: Draw, folder: Path, *, several: bool) -> Combination:
+    resolved = one.resolved
+    suffix = f"#{draw.seed}" if several else ""
+    policy = resolved.settings.policy
+    group = f"{policy}@{one.label}"
+    return Combination(
+        name=group + suffix,
+        group=group,
+        policy=policy,
+        profile=resolved.profile.name if resolved.origins["budget"].kind in ("profile", "default") else "",
+        budget=str(resolved.settings.budget),
+        lesson=policy + suffix,
+        draw=draw,
+        sampling=replace(resolved.sampling(), seed=draw.seed),
+        engine=resolved.engine_config(folder),
+    )
 
 
 def _words(text: str | None, option: str) -> list[str | None]:
@@ -203,14 +219,6 @@ def _words(text: str | None, option: str) -> list[str | None]:
     if not all(words):
         raise ConfigError(f"{option} '{text}' has an empty place", "put one comma between two values")
     return words
-
-
-def _share(text: str) -> float:
-    match = _SPLIT.fullmatch(text)
-    parts = [float(part) for part in match.groups()] if match else []
-    if not parts or parts[1] == 0:
-        raise ConfigError(f"'{text}' is not a split", "give two numbers, such as 70:30; the second above 0")
-    return parts[0] / sum(parts)
 
 
 def _said(combination: Combination) -> dict[str, Any]:
@@ -227,13 +235,11 @@ def _said(combination: Combination) -> dict[str, Any]:
     )
     return {
         "name": combination.name,
+        "group": combination.group,
+        "seed": combination.draw.seed,
+        "digest": combination.draw.digest,
         "policy": combination.policy,
         "profile": combination.profile,
         "budget": combination.budget,
         **{name: engine[name] for name in shown},
     }
-
-
-def _digest(conversations: Sequence[Conversation]) -> str:
-    text = json.dumps([asdict(conversation) for conversation in conversations], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -20,9 +20,10 @@ REPORT = "report.md"
 COMBINATIONS = "combinations.csv"
 REQUESTS = "requests.csv"
 
-_NAMES = ("name", "policy", "profile", "budget", "device", "kernels")
+_NAMES = ("name", "group", "seed", "policy", "profile", "budget", "device", "kernels")
 _OF_REQUEST = (
     "combination",
+    "seed",
     "conversation",
     "number",
     "turn",
@@ -37,6 +38,10 @@ _OF_REQUEST = (
     "ttft_s",
     "tpot_s",
     "e2e_s",
+    "arrival_s",
+    "queue_s",
+    "service_s",
+    "energy_j",
     "budget_bytes",
     "peak_bytes",
     "slots",
@@ -98,7 +103,7 @@ def report_md(summary: Mapping[str, Any]) -> str:
             ("", ""),
             [
                 ("prompts", f"{source}; {data['history']} to learn from, {data['test']} to test with{skipped}"),
-                ("answers", f"at most {sampling['max_new_tokens']} tokens, {how}, seed {sampling['seed']}"),
+                ("answers", f"at most {sampling['max_new_tokens']} tokens, {how}, seed {config['asked']['seed']}"),
                 ("machine", _machine(last["machine"])),
                 ("versions", ", ".join(f"{name} {version}" for name, version in last["versions"].items())),
                 ("commit", last["commit"] or "none"),
@@ -153,8 +158,9 @@ def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _command(asked: Mapping[str, Any]) -> str:
-    given = {name: value for name, value in asked.items() if value is not None}
-    return shlex.join(["finemoe", "eval", *(f"{flag_name(name)}={value}" for name, value in given.items())])
+    given = {name: value for name, value in asked.items() if value is not None and value is not False}
+    flags = [flag_name(name) if value is True else f"{flag_name(name)}={value}" for name, value in given.items()]
+    return shlex.join(["finemoe", "eval", *flags])
 
 
 def _machine(machine: Mapping[str, Any]) -> str:

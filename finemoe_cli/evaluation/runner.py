@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 
 from finemoe_cli.datasets.conversation import Conversation
+from finemoe_cli.evaluation.arrivals import Clock, queued
 from finemoe_cli.evaluation.engines import EvalEngine, Progress
 from finemoe_cli.evaluation.folder import LEARNT, LOG, Finished, Row, RunFolder
 from finemoe_cli.evaluation.metrics import COUNTS, intervals
@@ -76,6 +77,7 @@ class Runner:
         self._done = 0
         self._engines: dict[str, EvalEngine] = {}
         self._answering: EvalEngine | None = None
+        self._clocks = {one.name: Clock(one.draw.arrivals) for one in plan.combinations}
         self.groups: list[list[str]] = []
 
     def run(self, finished: Finished) -> None:
@@ -88,10 +90,13 @@ class Runner:
         plan = self._plan
         waiting = [one for one in plan.combinations if self._left(one, finished)]
         self._done = len(finished)
+        for row in self._folder.rows():
+            if row.get("arrival_s") is not None:
+                self._clocks[row["combination"]].free_s = row["arrival_s"] + row["e2e_s"]
         with interrupts.stopping(self._stop):
             try:
-                for policy in dict.fromkeys(one.policy for one in waiting if one.policy in LEARN_ONCE):
-                    self._learn_once(next(one for one in waiting if one.policy == policy))
+                for lesson in dict.fromkeys(one.lesson for one in waiting if one.policy in LEARN_ONCE):
+                    self._learn_once(next(one for one in waiting if one.lesson == lesson))
                 while waiting:
                     waiting = waiting[self._group(waiting, finished) :]
             except FinemoeError:
@@ -108,7 +113,7 @@ class Runner:
             raise Stopped
 
     def _left(self, combination: Combination, finished: Finished) -> list[int]:
-        return [n for n in range(len(self._plan.test)) if (combination.name, n) not in finished]
+        return [n for n in range(len(combination.draw.test)) if (combination.name, n) not in finished]
 
     def _group(self, waiting: Sequence[Combination], finished: Finished) -> int:
         """Open as many as go together, hold their conversations, and close them. Returns how many they were."""
@@ -123,15 +128,15 @@ class Runner:
                 group.append(combination)
             self.groups.append([combination.name for combination in group])
             for combination in group:
-                first = self._plan.history if combination.policy in LEARN_EACH else []
-                self._hold_uncounted(
-                    self._engines[combination.name], [*first, *self._plan.history[: self._plan.warmup]]
-                )
-            for number, conversation in enumerate(self._plan.test):
+                history = combination.draw.history
+                first = history if combination.policy in LEARN_EACH else []
+                self._hold_uncounted(combination, [*first, *history[: self._plan.warmup]])
+            for number in range(max(len(one.draw.test) for one in group)):
                 turn = number % len(group)
                 for combination in [*group[turn:], *group[:turn]]:
-                    if (combination.name, number) not in finished:
-                        self._hold(combination, number, conversation)
+                    held = (combination.name, number) in finished
+                    if number < len(combination.draw.test) and not held:
+                        self._hold(combination, number)
                         self._done += 1
                         self._tell("evaluate")
             self._engines.clear()
@@ -168,7 +173,7 @@ class Runner:
         own = learnt / "engines" / combination.name
         with storage_errors("what was learnt", own):
             if not own.exists():
-                source = learnt / combination.policy
+                source = learnt / combination.lesson
                 own.parent.mkdir(parents=True, exist_ok=True)
                 if source.exists():
                     shutil.copytree(source, own)
@@ -178,8 +183,8 @@ class Runner:
 
     def _learn_once(self, combination: Combination) -> None:
         """Let a policy learn from the history, unless it has in an earlier sitting."""
-        place = self._folder.path / LEARNT / combination.policy
-        if place.exists() or not self._plan.history:
+        place = self._folder.path / LEARNT / combination.lesson
+        if place.exists() or not combination.draw.history:
             return
         begun = place.with_name(f"{place.name}.begun")
         with storage_errors("what is learnt", begun):
@@ -187,27 +192,31 @@ class Runner:
             begun.mkdir(parents=True)
         with self._opened(combination, begun) as engine:
             engine.learn()
-            self._hold_uncounted(engine, self._plan.history)
+            self._engines[combination.name] = engine
+            self._hold_uncounted(combination, combination.draw.history)
             note = engine.keep_learnt()
             if note:
-                self._warn(f"{combination.policy}: {note}")
+                self._warn(f"{combination.lesson}: {note}")
+        self._engines.clear()
         with storage_errors("what was learnt", place):
             begun.rename(place)
 
-    def _hold_uncounted(self, engine: EvalEngine, conversations: Sequence[Conversation]) -> None:
+    def _hold_uncounted(self, combination: Combination, conversations: Sequence[Conversation]) -> None:
         for number, conversation in enumerate(conversations):
             self._progress("history", number, len(conversations))
             try:
-                for _ in self._answers(engine, conversation):
+                for _ in self._answers(combination, conversation):
                     pass
             except (ContextOverflow, ExpertReadError):
                 pass  # There is nothing to learn from it.
         self._tell("evaluate")
 
-    def _hold(self, combination: Combination, number: int, conversation: Conversation) -> None:
+    def _hold(self, combination: Combination, number: int) -> None:
+        conversation = combination.draw.test[number]
         turns = len(self._plan.turns_of(conversation))
         place = {
             "combination": combination.name,
+            "seed": combination.draw.seed,
             "conversation": conversation.id,
             "number": number,
             "turns": turns,
@@ -217,14 +226,16 @@ class Runner:
         try:
             # Policies do not change what routers choose: one combination's routing is that of all.
             kept = number if combination is self._plan.combinations[0] else None
-            for turn, said in enumerate(self._answers(self._engines[combination.name], conversation, kept), 1):
-                self._folder.append(place | {"turn": turn} | request_row(said))
+            for turn, said in enumerate(self._answers(combination, conversation, kept), 1):
+                row = request_row(said)
+                waited = self._clocks[combination.name].served(number, turn, row["e2e_s"])
+                self._folder.append(place | {"turn": turn} | queued(row, waited))
         except (ContextOverflow, ExpertReadError) as error:
             self._folder.append(place | {"turn": turn + 1, "error": error.message})
             self._warn(f"{combination.name}, {conversation.id}, turn {turn + 1}: {error.message}")
 
     def _answers(
-        self, engine: EvalEngine, conversation: Conversation, kept: int | None = None
+        self, combination: Combination, conversation: Conversation, kept: int | None = None
     ) -> Iterator[dict[str, Any]]:
         """Each turn's completion; a turn goes on from the model's own answers. kept: keep the routing under this
         number."""
@@ -233,13 +244,13 @@ class Runner:
             messages.append({"role": "system", "content": system})
         for number, turn in enumerate(self._plan.turns_of(conversation)):
             messages.append({"role": "user", "content": turn})
-            self._answering = engine
+            self._answering = engine = self._engines[combination.name]
             self._check()
             try:
                 routing = None
                 if kept is not None:
                     routing = self._folder.routing_part(kept, number + 1), f"{conversation.id}/{number + 1}"
-                said = engine.chat(messages, self._plan.sampling, anew=number == 0, routing=routing)
+                said = engine.chat(messages, combination.sampling, anew=number == 0, routing=routing)
             finally:
                 self._answering = None
             self._check()
@@ -247,7 +258,7 @@ class Runner:
             messages.append({"role": "assistant", "content": said["text"]})
 
     def _tell(self, stage: str) -> None:
-        self._progress(stage, self._done, len(self._plan.test) * len(self._plan.combinations))
+        self._progress(stage, self._done, sum(len(one.draw.test) for one in self._plan.combinations))
 
 
 class _Closing:

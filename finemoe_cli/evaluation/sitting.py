@@ -22,6 +22,7 @@ from offload.errors import ConfigError
 _WORDS = {
     "asked": "other options",
     "data": "other prompts",
+    "arrivals": "other arrivals",
     "turns": "other turns",
     "warmup": "another warm-up",
     "system": "another system prompt",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from finemoe_cli.evaluation.breakdown import breakdown_of
 from finemoe_cli.evaluation.folder import Row, RunFolder
-from finemoe_cli.evaluation.metrics import metrics_of
+from finemoe_cli.evaluation.gates import flat
+from finemoe_cli.evaluation.metrics import MAIN, metrics_of
 from offload.units import MIB, format_bytes
 
 if TYPE_CHECKING:
@@ -32,11 +34,35 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         "sittings": run["sittings"],
         "engines": run["engines"],
         "combinations": combinations,
+        "over_seeds": over_seeds(combinations),
     }
 
 
+def over_seeds(combinations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each policy and budget with several seeds: mean, standard deviation and range of the main metrics."""
+    found = []
+    known = set(metrics_of([]))
+    for group in dict.fromkeys(one["group"] for one in combinations):
+        own = [one for one in combinations if one["group"] == group]
+        if len(own) < 2:
+            continue
+        values = [flat({name: value for name, value in one.items() if name in known}) for one in own]
+        metrics = {}
+        for name, path in MAIN.items():
+            numbers = [number for one in values if (number := one[path]) is not None]
+            metrics[name] = {
+                "count": len(numbers),
+                "mean": fmean(numbers) if numbers else None,
+                "std": stdev(numbers) if len(numbers) > 1 else None,
+                "min": min(numbers, default=None),
+                "max": max(numbers, default=None),
+            }
+        found.append({"group": group, "seeds": [one["seed"] for one in own], "metrics": metrics})
+    return found
+
+
 def _combination(said: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
-    known = {name: said[name] for name in ("name", "policy", "profile", "budget")}
+    known = {name: said[name] for name in ("name", "group", "seed", "policy", "profile", "budget")}
     done = next((row for row in rows if "error" not in row), {})
     return known | {name: done.get(name) for name in ("device", "kernels")} | metrics_of(rows) | breakdown_of(rows)
 

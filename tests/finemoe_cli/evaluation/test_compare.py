@@ -38,6 +38,9 @@ def request(combination: str, number: int, ttft_s: float, hits: int, token: int 
         "tpot_s": 0.1,
         "itl_s": intervals(times),
         "e2e_s": times[-1],
+        "service_s": times[-1],
+        "arrival_s": None,
+        "queue_s": None,
         "prefill": counts,
         "decode": counts,
         "budget_bytes": 100,
@@ -52,7 +55,7 @@ def request(combination: str, number: int, ttft_s: float, hits: int, token: int 
 def written(path: Path, rows: list[dict[str, Any]], digest: str = "abc") -> str:
     names = list(dict.fromkeys(row["combination"] for row in rows))
     with RunFolder.open(path) as folder:
-        config = {"combinations": [{"name": name} for name in names], "data": {"digest": digest}}
+        config = {"combinations": [{"name": name, "digest": digest} for name in names]}
         folder.write_run({"format": FORMAT, "config": config})
         for row in rows:
             folder.append(row)

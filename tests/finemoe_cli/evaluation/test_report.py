@@ -18,7 +18,14 @@ ROWS = [request("demand@low", number, 0.5 + number, 4) for number in range(3)] +
 
 
 def summary(rows: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-    names = {"name": "demand@low", "policy": "demand", "profile": "low", "budget": "12.5%"}
+    names = {
+        "name": "demand@low",
+        "group": "demand@low",
+        "seed": 0,
+        "policy": "demand",
+        "profile": "low",
+        "budget": "12.5%",
+    }
     machine = {
         "system": "Linux",
         "release": "6",
