@@ -17,11 +17,13 @@ import torch
 
 from offload.config import EngineConfig, Sampling
 from offload.errors import ConfigError, ContextOverflow, EngineBroken, ModelError
+from offload.memory.budget import PREFILL_CHUNK
 from offload.policy import Surroundings
 from offload.runtime.generation import TokenSink, generate, generation_config
 from offload.runtime.loaded import LoadedModel
 from offload.runtime.loading import Progress
 from offload.runtime.opening import load_model
+from offload.runtime.scoring import score
 from offload.runtime.text import ChatTokenizer
 from offload.telemetry.counters import Phase
 from offload.telemetry.routing import Observer
@@ -126,6 +128,22 @@ class Engine:
             on_logits: Called with the logits of each forward pass's last position, [V], before any processing.
         """
         return self._generate(list(token_ids), sampling or Sampling(), on_token or _ignore, on_logits)
+
+    def score(self, token_ids: Sequence[int], first: int = 1) -> float:
+        """Negative log likelihood, in nats, of ``token_ids[first:]`` together; the cache is empty afterwards.
+
+        Raises:
+            ContextOverflow: There are more than go through the model in one piece, or fewer than two.
+            ExpertReadError: An expert could not be read; the engine can be used again.
+        """
+        most = min(PREFILL_CHUNK, self.context)
+        if not 1 <= first < len(token_ids) <= most:
+            raise ContextOverflow(
+                f"{len(token_ids)} tokens cannot be scored from number {first} on", f"2 to {most} can"
+            )
+        with self._exclusive():
+            self._token_ids_in_cache = []
+            return score(self._loaded, token_ids, first)
 
     def count_tokens(self, messages: Messages) -> int:
         """How long a conversation is as a prompt, in tokens. From any thread.
