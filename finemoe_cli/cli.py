@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from finemoe_cli.commands import (
+    bench,
     chat,
     config,
     doctor,
@@ -60,6 +61,7 @@ app.add_typer(sessions.app, name="sessions")
 app.add_typer(trace.app, name="trace")
 app.command(epilog=simulate.EPILOG)(simulate.simulate)
 app.add_typer(evaluate.app, name="eval")
+app.add_typer(bench.app, name="bench")
 app.add_typer(maps.app, name="maps")
 app.add_typer(profiles.app, name="profiles")
 app.add_typer(config.app, name="config")

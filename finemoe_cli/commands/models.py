@@ -13,6 +13,7 @@ from finemoe_cli.output import Output
 from offload.errors import FinemoeError
 from offload.models.record import HubRecord
 from offload.models.spec import ModelSpec, read_spec
+from offload.models.synthetic import read_card
 from offload.units import format_bytes
 from profiles.config_file import store_setting
 from profiles.models import (
@@ -192,6 +193,7 @@ def _facts(spec: ModelSpec, record: HubRecord | None) -> dict[str, Any]:
     pack = find_pack(spec, index, packs_dir())
     tensor_bytes = sum(entry.nbytes for entry in index.tensors.values())
     experts_bytes = spec.total_experts * spec.expert_bytes
+    card = read_card(spec.folder)
     return {
         "path": str(spec.folder),
         "repo": record.repo if record else None,
@@ -201,6 +203,7 @@ def _facts(spec: ModelSpec, record: HubRecord | None) -> dict[str, Any]:
         "model_type": spec.architecture.model_type,
         "precision": "bfloat16",
         "layers": spec.decoder_layers,
+        "synthetic": f"{card.shape}, {card.extent}" if card else None,
         "expert_layers": spec.num_layers,
         "experts_per_layer": spec.num_experts,
         "experts_per_token": spec.top_k,

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from offload.models.demo.card import CARD
-from offload.models.demo.shards import BFloat16, ShardWriter, Tensor, bfloat16
 from offload.models.demo.source import DenseModel
 from offload.models.demo.tokenizer import TURN_END, TURN_START, write_tokenizer
 from offload.models.demo.upcycle import (
@@ -27,6 +26,7 @@ from offload.models.demo.upcycle import (
     page_sized_tensors,
     small_tensors,
 )
+from offload.models.shards import BFloat16, ShardWriter, Tensor, bfloat16
 
 _SHARD = "model-{:05d}-of-00003.safetensors"
 

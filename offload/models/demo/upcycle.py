@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file
 
-from offload.models.demo.shards import BFloat16, Tensor, bfloat16
 from offload.models.demo.source import DenseLayer, DenseModel
+from offload.models.shards import BFloat16, Tensor, bfloat16
 
 NUM_EXPERTS = 60
 TOP_K = 4

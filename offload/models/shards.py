@@ -1,9 +1,7 @@
 """Writing safetensors files as a stream.
 
-The header is padded with blanks to a multiple of 4096 bytes less its 8-byte length, so that the data begins
-on a page, and tensors are written in the order they are declared: a routed expert's gate, up and down
-projection make one aligned record, which direct I/O reads at once. The format leaves both free
-(https://github.com/huggingface/safetensors#format).
+Tensors are written in the order they are declared, and the header is padded with blanks, to a page if wanted, so
+that the data begins on one. The format leaves both free (https://github.com/huggingface/safetensors#format).
 """
 
 from __future__ import annotations
@@ -46,12 +44,13 @@ class ShardWriter:
     Args:
         path: The file to make.
         tensors: What it will hold, in the order in which the data will come.
+        align: The data begins at a multiple of so many bytes: a page, or 8 as the safetensors library has it.
 
     Raises:
         OSError: The file could not be written.
     """
 
-    def __init__(self, path: Path, tensors: list[Tensor]) -> None:
+    def __init__(self, path: Path, tensors: list[Tensor], *, align: int = PAGE) -> None:
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         offset = 0
         for tensor in tensors:
@@ -59,7 +58,7 @@ class ShardWriter:
             header[tensor.name] = {"dtype": "BF16", "shape": tensor.shape, "data_offsets": [offset, end]}
             offset = end
         text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-(len(text) + 8) % PAGE)
+        text += b" " * (-(len(text) + 8) % align)
         self._missing = offset
         self._file = path.open("xb", buffering=0)
         self._write(memoryview(len(text).to_bytes(8, "little") + text))
@@ -73,9 +72,10 @@ class ShardWriter:
         return data.nbytes
 
     def finish(self) -> None:
-        """Bring the file safely to the disk."""
+        """Bring the file safely to the disk, and out of the page cache."""
         assert self._missing == 0, f"{self._missing} bytes were declared and never written"
         os.fsync(self._file.fileno())
+        os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def _write(self, data: memoryview) -> None:
         while data:
