@@ -25,7 +25,7 @@ MEANINGS = {
     ExitCode.USAGE: "wrong usage: an option, a setting or a profile that cannot be used",
     ExitCode.NOT_FOUND: "the model, the profile, the session or the process to watch does not exist",
     ExitCode.DOES_NOT_FIT: "the model does not fit into the budget, or the budget into the machine",
-    ExitCode.GATE_FAILED: "an evaluation did not reach what it had to",
+    ExitCode.GATE_FAILED: "an evaluation did not reach what it had to, or was not exact",
     ExitCode.INTERRUPTED: "interrupted (Ctrl-C)",
 }
 """For the help text."""

@@ -127,6 +127,24 @@ def evaluate(
             rich_help_panel=_WHAT,
         ),
     ] = None,
+    check_exact: Annotated[
+        bool,
+        typer.Option(
+            "--check-exact",
+            metavar="",
+            help="Hold all conversations again with every expert in memory, and compare logits bit by bit.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = False,
+    perplexity: Annotated[
+        Path | None,
+        typer.Option(
+            "--perplexity",
+            metavar="FILE",
+            help="Work out the perplexity of this text too.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
     policy: Annotated[
         str | None,
         typer.Option(
@@ -237,6 +255,8 @@ def evaluate(
         "online": online or None,
         "arrivals": absolute_arrivals(arrivals),
         "arrival_scale": arrival_scale,
+        "check_exact": check_exact or None,
+        "perplexity": None if perplexity is None else str(perplexity.absolute()),
         "turns": turns,
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
@@ -274,7 +294,14 @@ def evaluate(
     for verdict in failed:
         value = "not measured" if verdict.value is None else f"{verdict.value:.6g}"
         print_error(f"{verdict.gate}: of {verdict.combination} it is {value}")
-    if failed:
+    exact = summary["exact"]
+    if exact and exact["first_difference"]:
+        from finemoe_cli.evaluation.exact import difference_in_words
+
+        print_error(difference_in_words(exact["first_difference"]))
+    elif exact and summary["complete"]:
+        output.note(f"exact: the logits of {exact['passes']} forward passes are those of the resident model")
+    if failed or (exact and exact["first_difference"]):
         raise Reported(ExitCode.GATE_FAILED)
 
 

@@ -92,6 +92,15 @@ class EvalEngine:
         done: dict[str, Any] = self._ask(order)["done"]
         return done
 
+    def score(self, token_ids: list[int], first: int) -> dict[str, Any]:
+        """``nll``: see `Engine.score`; ``peak_bytes``: the most memory that the process had so far.
+
+        Raises:
+            ExpertReadError: An expert could not be read; the engine can be used again.
+            EngineBroken: The process has ended.
+        """
+        return self._ask({"do": "score", "token_ids": token_ids, "first": first})
+
     def learn(self) -> None:
         """What is answered from now on is history."""
         self._ask({"do": "learn"})

@@ -4,6 +4,7 @@
 
     run.json          what is done, and each sitting: when, versions, machine
     requests.jsonl    a row for each request, written safely to the disk as soon as it is over
+    perplexity.jsonl  a row for each window of a text; exact.jsonl: for each request that was held again
     summary.json      what they come to
     report.md         the same for people; combinations.csv and requests.csv for spreadsheets
     routing.npz       what the routers chose; routing/ has it of each request, until the run is complete
@@ -29,6 +30,8 @@ from profiles.paths import ensure_folder
 FORMAT = 2
 RUN = "run.json"
 REQUESTS = "requests.jsonl"
+REPLAYED = "exact.jsonl"
+PERPLEXITY = "perplexity.jsonl"
 SUMMARY = "summary.json"
 LOG = "engines.log"
 LEARNT = "learnt"
@@ -86,21 +89,21 @@ class RunFolder:
         """Keep what the requests come to."""
         write_atomically(self.path / SUMMARY, json.dumps(summary, indent=2) + "\n")
 
-    def append(self, row: Row) -> None:
-        """Add a request, safely.
+    def append(self, row: Row, name: str = REQUESTS) -> None:
+        """Add a request to the file of this name, safely.
 
         Raises:
             StorageError: It cannot be written.
         """
-        path = self.path / REQUESTS
+        path = self.path / name
         with storage_errors("the request", path), path.open("ab") as file:
             file.write(json.dumps(row).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
 
-    def drop_unfinished(self) -> Finished:
+    def drop_unfinished(self, name: str = REQUESTS) -> Finished:
         """Take out conversations that were broken off, to be held again. Returns those that are finished."""
-        path = self.path / REQUESTS
+        path = self.path / name
         if not path.exists():
             return set()
         rows = read_rows(path)
@@ -119,15 +122,15 @@ class RunFolder:
         """The run is complete: what policies learned is not needed any more, and may be large."""
         shutil.rmtree(self.path / LEARNT, ignore_errors=True)
 
-    def rows(self) -> list[Row]:
-        """Every request so far."""
-        path = self.path / REQUESTS
+    def rows(self, name: str = REQUESTS) -> list[Row]:
+        """Every request so far, or what else is in the file of this name."""
+        path = self.path / name
         return read_rows(path) if path.exists() else []
 
 
 def is_last(row: Row) -> bool:
-    """Whether a conversation ends with this row: it was its last turn, or could not be answered."""
-    return "error" in row or row["turn"] == row["turns"]
+    """Whether a conversation ends with this row: its last turn, or one that failed. What has no turns does."""
+    return "error" in row or row.get("turn") == row.get("turns")
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from finemoe_cli.datasets.conversation import Conversation
 from finemoe_cli.evaluation.draws import Draw, draw_all
+from finemoe_cli.evaluation.perplexity import Text, read_text
 from finemoe_cli.evaluation.prompts import Prompts
 from offload.config import EngineConfig, Sampling
 from offload.errors import ConfigError
@@ -26,6 +27,8 @@ DEFAULTS: Mapping[str, Any] = {
     "online": False,
     "arrivals": None,
     "arrival_scale": 1.0,
+    "check_exact": False,
+    "perplexity": None,
     "turns": None,
     "max_new_tokens": "128",
     "temperature": "0",
@@ -78,6 +81,8 @@ class Plan:
         warmup: So many conversations of the history go first in each engine, uncounted.
         turns: Of each conversation at most; None for all.
         system: The system prompt of conversations that have none.
+        check_exact: Hold the conversations again with every expert in memory, and compare.
+        text: Whose perplexity is asked for; None for none.
     """
 
     asked: Mapping[str, Any]
@@ -85,6 +90,8 @@ class Plan:
     warmup: int
     turns: int | None
     system: str | None
+    check_exact: bool
+    text: Text | None
     model: Path
     combinations: Sequence[Combination] = field(default_factory=list)
 
@@ -115,6 +122,7 @@ class Plan:
                         "digests": {str(draw.seed): draw.digest for draw in self.draws},
                     },
                     "arrivals": {str(draw.seed): draw.arrivals for draw in self.draws},
+                    "perplexity": None if self.text is None else asdict(self.text),
                     "turns": self.turns,
                     "warmup": self.warmup,
                     "system": self.system,
@@ -151,6 +159,8 @@ def make_plan(asked: Mapping[str, Any], model_folder: Any) -> Plan:
         warmup=min(asked["warmup"], len(draws[0].history)),
         turns=asked["turns"],
         system=chosen[0].resolved.settings.system,
+        check_exact=asked["check_exact"],
+        text=None if asked["perplexity"] is None else read_text(Path(asked["perplexity"])),
         model=folder,
         combinations=[_combination(one, draw, folder, several=len(draws) > 1) for draw in draws for one in chosen],
     )

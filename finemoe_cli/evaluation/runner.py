@@ -20,8 +20,10 @@ import psutil
 from finemoe_cli.datasets.conversation import Conversation
 from finemoe_cli.evaluation.arrivals import Clock, queued
 from finemoe_cli.evaluation.engines import EvalEngine, Progress
-from finemoe_cli.evaluation.folder import LEARNT, LOG, Finished, Row, RunFolder
+from finemoe_cli.evaluation.exact import KEPT, RESIDENT, replays
+from finemoe_cli.evaluation.folder import LEARNT, LOG, PERPLEXITY, REPLAYED, Finished, Row, RunFolder
 from finemoe_cli.evaluation.metrics import COUNTS, intervals
+from finemoe_cli.evaluation.perplexity import TOKENS, Window, count_tokens, read_window, windows
 from finemoe_cli.evaluation.plan import Combination, Plan
 from finemoe_cli.signals import interrupts
 from offload.errors import ContextOverflow, ExpertReadError, FinemoeError
@@ -47,7 +49,8 @@ class Runner:
         side_by_side: So many engines open at once; None for as many as memory has room for.
         opening: Told of the progress of opening a model.
         opened: Told what each engine said when it was opened, by the name of its combination; may raise.
-        progress: Told of stages ``history`` and ``evaluate``, in conversations.
+        progress: Told of stages ``history``, ``evaluate`` and ``check``, in conversations, and ``perplexity``, in
+            windows.
         warn: Told of what could not be answered, one line each.
 
     Attributes:
@@ -88,7 +91,8 @@ class Runner:
             FinemoeError: An engine cannot be opened, or has ended; rows that are there stay.
         """
         plan = self._plan
-        waiting = [one for one in plan.combinations if self._left(one, finished)]
+        scored = self._folder.drop_unfinished(PERPLEXITY)
+        waiting = [one for one in plan.combinations if self._left(one, finished) or self._unscored(one, scored)]
         self._done = len(finished)
         for row in self._folder.rows():
             if row.get("arrival_s") is not None:
@@ -98,7 +102,9 @@ class Runner:
                 for lesson in dict.fromkeys(one.lesson for one in waiting if one.policy in LEARN_ONCE):
                     self._learn_once(next(one for one in waiting if one.lesson == lesson))
                 while waiting:
-                    waiting = waiting[self._group(waiting, finished) :]
+                    waiting = waiting[self._group(waiting, finished, scored) :]
+                if plan.check_exact:
+                    self._replay(self._folder.drop_unfinished(REPLAYED))
             except FinemoeError:
                 # An engine that was told to stop may have said so with an error.
                 self._check()
@@ -115,7 +121,15 @@ class Runner:
     def _left(self, combination: Combination, finished: Finished) -> list[int]:
         return [n for n in range(len(combination.draw.test)) if (combination.name, n) not in finished]
 
-    def _group(self, waiting: Sequence[Combination], finished: Finished) -> int:
+    def _unscored(self, combination: Combination, scored: Finished) -> list[tuple[int, Window]]:
+        """Windows of the text that are left, by number."""
+        if self._plan.text is None:
+            return []
+        tokens = count_tokens(self._folder.path / TOKENS)
+        found = windows(tokens, combination.engine.context)
+        return [(n, window) for n, window in enumerate(found) if (combination.name, n) not in scored]
+
+    def _group(self, waiting: Sequence[Combination], finished: Finished, scored: Finished) -> int:
         """Open as many as go together, hold their conversations, and close them. Returns how many they were."""
         with ExitStack() as stack:
             group: list[Combination] = []
@@ -127,7 +141,7 @@ class Runner:
                 self._opened_one(combination.name, engine.ready)
                 group.append(combination)
             self.groups.append([combination.name for combination in group])
-            for combination in group:
+            for combination in [one for one in group if self._left(one, finished)]:
                 history = combination.draw.history
                 first = history if combination.policy in LEARN_EACH else []
                 self._hold_uncounted(combination, [*first, *history[: self._plan.warmup]])
@@ -139,8 +153,41 @@ class Runner:
                         self._hold(combination, number)
                         self._done += 1
                         self._tell("evaluate")
+            self._score({one.name: self._unscored(one, scored) for one in group})
             self._engines.clear()
         return len(group)
+
+    def _score(self, left: dict[str, list[tuple[int, Window]]]) -> None:
+        """The windows that are left of each combination of a group, in turns."""
+        done, total = 0, sum(map(len, left.values()))
+        for place in range(max(map(len, left.values()))):
+            for name in [name for name in left if place < len(left[name])]:
+                number, window = left[name][place]
+                self._progress("perplexity", done, total)
+                self._answering = self._engines[name]
+                self._check()
+                try:
+                    tokens = read_window(self._folder.path / TOKENS, window)
+                    said = self._answering.score(tokens, window.first)
+                finally:
+                    self._answering = None
+                row = {"combination": name, "number": number, "tokens": len(tokens) - window.first} | said
+                self._folder.append(row, PERPLEXITY)
+                done += 1
+
+    def _replay(self, finished: Finished) -> None:
+        """Hold every conversation again with every expert in memory."""
+        again = replays(self._plan)
+        left = [(one, n) for one in again for n in range(len(one.draw.test)) if (one.name, n) not in finished]
+        if not left:
+            return
+        with self._opened(again[0], self._knowledge(again[0])) as engine:
+            self._opened_one(RESIDENT, engine.ready)
+            self._engines = {one.name: engine for one in again}
+            for done, (combination, number) in enumerate(left):
+                self._progress("check", done, len(left))
+                self._hold(combination, number)
+            self._engines = {}
 
     def _has_room(self, combination: Combination, opened: int) -> bool:
         """Whether an engine can be open beside those that are, whatever they may still take of their budgets."""
@@ -228,11 +275,18 @@ class Runner:
             kept = number if combination is self._plan.combinations[0] else None
             for turn, said in enumerate(self._answers(combination, conversation, kept), 1):
                 row = request_row(said)
-                waited = self._clocks[combination.name].served(number, turn, row["e2e_s"])
-                self._folder.append(place | {"turn": turn} | queued(row, waited))
+                if combination.name in self._clocks:
+                    row = queued(row, self._clocks[combination.name].served(number, turn, row["e2e_s"]))
+                self._keep(place | {"turn": turn} | row)
         except (ContextOverflow, ExpertReadError) as error:
-            self._folder.append(place | {"turn": turn + 1, "error": error.message})
+            self._keep(place | {"turn": turn + 1, "error": error.message})
             self._warn(f"{combination.name}, {conversation.id}, turn {turn + 1}: {error.message}")
+
+    def _keep(self, row: Row) -> None:
+        if row["combination"] in self._clocks:
+            self._folder.append(row)
+        else:  # It was held again.
+            self._folder.append({name: row[name] for name in KEPT if name in row}, REPLAYED)
 
     def _answers(
         self, combination: Combination, conversation: Conversation, kept: int | None = None
@@ -250,7 +304,13 @@ class Runner:
                 routing = None
                 if kept is not None:
                     routing = self._folder.routing_part(kept, number + 1), f"{conversation.id}/{number + 1}"
-                said = engine.chat(messages, combination.sampling, anew=number == 0, routing=routing)
+                said = engine.chat(
+                    messages,
+                    combination.sampling,
+                    anew=number == 0,
+                    digests=self._plan.check_exact,
+                    routing=routing,
+                )
             finally:
                 self._answering = None
             self._check()
@@ -300,5 +360,5 @@ def request_row(said: dict[str, Any]) -> Row:
             for phase in ("prefill", "decode")
         },
         **{name: said["memory"][name] for name in ("budget_bytes", "peak_bytes", "slots")},
-        **{name: said[name] for name in ("energy_j", "layers", "passes")},
+        **{name: said[name] for name in ("energy_j", "layers", "passes", "logits") if name in said},
     }

@@ -11,7 +11,9 @@ from typing import Any
 
 from finemoe_cli.evaluation import surroundings
 from finemoe_cli.evaluation.breakdown import write_tables
+from finemoe_cli.evaluation.exact import check_room
 from finemoe_cli.evaluation.folder import FORMAT, RunFolder
+from finemoe_cli.evaluation.perplexity import TOKENS, tokenise
 from finemoe_cli.evaluation.plan import Plan
 from finemoe_cli.evaluation.report import write_report
 from finemoe_cli.evaluation.runner import Runner, Stopped
@@ -23,6 +25,7 @@ _WORDS = {
     "asked": "other options",
     "data": "other prompts",
     "arrivals": "other arrivals",
+    "perplexity": "another text for the perplexity",
     "turns": "other turns",
     "warmup": "another warm-up",
     "system": "another system prompt",
@@ -72,6 +75,11 @@ def sit(plan: Plan, folder: RunFolder, side_by_side: int | None, output: Output)
                 raise _other(folder.path, _WORDS[fact])
         folder.write_run(run)
 
+    if plan.check_exact:
+        check_room(plan.combinations[0].engine)
+    if plan.text is not None and not (folder.path / TOKENS).exists():
+        tokenise(plan.text, plan.model, folder.path / TOKENS)
+
     sitting: dict[str, Any] = {
         "began": _now(),
         "ended": None,
@@ -97,6 +105,7 @@ def sit(plan: Plan, folder: RunFolder, side_by_side: int | None, output: Output)
             runner.run(folder.drop_unfinished())
             run["complete"] = True
             folder.drop_learnt()
+            (folder.path / TOKENS).unlink(missing_ok=True)
         except Stopped:
             pass  # What there is is shown, and then the process ends as an interrupted one.
         finally:

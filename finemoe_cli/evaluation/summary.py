@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from finemoe_cli.evaluation.breakdown import breakdown_of
-from finemoe_cli.evaluation.folder import Row, RunFolder
+from finemoe_cli.evaluation.exact import exactness
+from finemoe_cli.evaluation.folder import PERPLEXITY, REPLAYED, Row, RunFolder
 from finemoe_cli.evaluation.gates import flat
 from finemoe_cli.evaluation.metrics import MAIN, metrics_of
+from finemoe_cli.evaluation.perplexity import perplexity_of
 from offload.units import MIB, format_bytes
 
 if TYPE_CHECKING:
@@ -20,10 +22,13 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     """What is in ``summary.json``: all that the folder says, and the metrics of each combination."""
     run, rows = folder.run, folder.rows()
     assert run is not None
-    combinations = [
-        _combination(one, [row for row in rows if row["combination"] == one["name"]])
-        for one in run["config"]["combinations"]
-    ]
+    said, asked = run["config"]["combinations"], run["config"]["asked"]
+    combinations = [_combination(one, [row for row in rows if row["combination"] == one["name"]]) for one in said]
+    if text := run["config"]["perplexity"]:
+        scored = folder.rows(PERPLEXITY)
+        for one in combinations:
+            own = [row for row in scored if row["combination"] == one["name"]]
+            one["perplexity"] = perplexity_of(own, text, whole=run["complete"])
     config = {name: value for name, value in run["config"].items() if name not in ("combinations", "data")}
     return {
         "path": str(folder.path),
@@ -35,6 +40,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         "engines": run["engines"],
         "combinations": combinations,
         "over_seeds": over_seeds(combinations),
+        "exact": exactness(said, rows, folder.rows(REPLAYED)) if asked["check_exact"] else None,
     }
 
 
@@ -74,35 +80,11 @@ def table_of(summary: dict[str, Any]) -> Table:
 
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("policy@budget", style="name", overflow="fold")
-    for header in (
-        "requests",
-        "TTFT ms",
-        "TPOT ms",
-        "ITL p99",
-        "tok/s",
-        "hit",
-        "covered",
-        "MiB/token",
-        "stall ms",
-        "peak / budget",
-    ):
+    columns = {name: cell for name, (cell, wanted) in _COLUMNS.items() if wanted(summary)}
+    for header in columns:
         table.add_column(header, justify="right")
     for one in summary["combinations"]:
-        decode, memory = one["decode"], one["memory"]
-        table.add_row(
-            Text(one["name"]),
-            str(one["requests"]),
-            _ms(one["ttft_s"]["median"]),
-            _ms(one["tpot_s"]["median"]),
-            _ms(one["itl_s"]["p99"]),
-            _number(one["tokens_per_s"], 2),
-            _percent(decode["hit_rate"]),
-            _percent(decode["covered_rate"]),
-            _number(None if decode["bytes_per_token"] is None else decode["bytes_per_token"] / MIB, 1),
-            _ms(decode["stall_per_token_s"]),
-            "-" if memory["peak_bytes"] is None
-            else f"{format_bytes(memory['peak_bytes'])} / {format_bytes(memory['budget_bytes'])}",
-        )  # fmt: skip
+        table.add_row(Text(one["name"]), *(cell(one) for cell in columns.values()))
     return table
 
 
@@ -116,3 +98,41 @@ def _number(value: float | None, digits: int) -> str:
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def _peak(memory: Mapping[str, Any]) -> str:
+    if memory["peak_bytes"] is None:
+        return "-"
+    return f"{format_bytes(memory['peak_bytes'])} / {format_bytes(memory['budget_bytes'])}"
+
+
+def _mib(count: float | None) -> str:
+    return _number(None if count is None else count / MIB, 1)
+
+
+def _always(summary: Mapping[str, Any]) -> bool:
+    return True
+
+
+_Combination = Mapping[str, Any]
+_COLUMNS: Mapping[str, tuple[Callable[[_Combination], str], Callable[[Mapping[str, Any]], bool]]] = {
+    "requests": (lambda one: str(one["requests"]), _always),
+    "queue ms": (
+        lambda one: _ms(one["queue_s"]["median"]),
+        lambda summary: summary["config"]["asked"]["arrivals"] is not None,
+    ),
+    "TTFT ms": (lambda one: _ms(one["ttft_s"]["median"]), _always),
+    "TPOT ms": (lambda one: _ms(one["tpot_s"]["median"]), _always),
+    "ITL p99": (lambda one: _ms(one["itl_s"]["p99"]), _always),
+    "tok/s": (lambda one: _number(one["tokens_per_s"], 2), _always),
+    "hit": (lambda one: _percent(one["decode"]["hit_rate"]), _always),
+    "covered": (lambda one: _percent(one["decode"]["covered_rate"]), _always),
+    "MiB/token": (lambda one: _mib(one["decode"]["bytes_per_token"]), _always),
+    "stall ms": (lambda one: _ms(one["decode"]["stall_per_token_s"]), _always),
+    "perplexity": (
+        lambda one: _number(one["perplexity"]["perplexity"], 3),
+        lambda summary: summary["config"]["perplexity"] is not None,
+    ),
+    "peak / budget": (lambda one: _peak(one["memory"]), _always),
+}
+"""What is shown of a combination, and of which runs."""

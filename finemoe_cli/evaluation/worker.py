@@ -78,6 +78,9 @@ class Worker:
                 return {"note": self._learning.keep(self._progress)}
             case "chat":
                 return self._chat(order)
+            case "score":
+                nll = self._opened().score(order["token_ids"], order["first"])
+                return {"nll": nll, "peak_bytes": self._opened().snapshot().memory.peak_bytes}
         raise AssertionError(order)
 
     def _open(self, order: dict[str, Any], stack: ExitStack) -> dict[str, Any]:

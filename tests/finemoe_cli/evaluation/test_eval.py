@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finemoe_cli.evaluation.engines import as_error
 from finemoe_cli.evaluation.metrics import COUNTS
 from finemoe_cli.exit_codes import exit_code_of
 from tests.finemoe_cli.evaluation.conftest import answers, rows_of
 
+TEXT = "The cat sät on the mat. " * 28
 COMBINATIONS = ["demand@50%", "finemoe@50%"]
 
 
@@ -146,15 +149,52 @@ def test_it_says_what_it_was_measured_with(run):
     assert "finemoe eval --dataset=sample" in (run[0] / "report.md").read_text()
 
 
-def test_the_same_seed_gives_the_same(run, command, arguments, tmp_path):
-    """Also where engines are not open at the same time: each has a cache of its own."""
-    again = tmp_path / "again"
-    more = ("--policy", "demand", "--budget", "50%,minimum", "--side-by-side", "1", "--out", str(again))
-    done = command(*arguments, *more)
+@pytest.fixture(scope="module")
+def one_by_one(command, arguments, tmp_path_factory) -> tuple[Path, dict]:
+    """A run whose engines are not open at the same time, with a text: its folder and summary."""
+    root = tmp_path_factory.mktemp("again")
+    (root / "text.txt").write_text(TEXT, encoding="utf-8-sig")
+    more = ("--policy", "demand", "--budget", "50%,minimum", "--side-by-side", "1", "--out", str(root / "run"))
+    done = command(*arguments, *more, "--perplexity", str(root / "text.txt"))
     assert done.code == 0, done.err
-    assert done.json["sittings"][0]["groups"] == [["demand@50%"], ["demand@minimum"]]
+    return root / "run", done.json
 
-    half, least = done.json["combinations"]
+
+def test_perplexity_is_the_same_at_every_budget(one_by_one, tiny):
+    """And what plain transformers says, with the same windows."""
+    folder, summary = one_by_one
+    half, least = (one["perplexity"] for one in summary["combinations"])
+    assert half.keys() == least.keys() and half["windows"] == 3
+    assert {name: half[name] for name in half if name != "peak_bytes"} == {
+        name: least[name] for name in least if name != "peak_bytes"
+    }
+    for one in summary["combinations"]:
+        assert one["perplexity"]["peak_bytes"] <= one["memory"]["budget_bytes"]
+    ids = AutoTokenizer.from_pretrained(tiny)(TEXT)["input_ids"]
+    assert half["tokens"] == len(ids) - 1
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.bfloat16)
+    nll, counted = 0.0, 1
+    for begin in (0, 200, 400):
+        window = torch.tensor(ids[begin : begin + 400])
+        with torch.inference_mode():
+            logits = model(window[None]).logits[0].double()
+        each = -logits.log_softmax(1)[:-1].gather(1, window[1:, None])[:, 0]
+        nll += float(each[counted - begin - 1 :].sum())
+        counted = begin + len(window)
+    assert counted == len(ids)
+    assert half["nll_per_token"] == pytest.approx(nll / (len(ids) - 1), rel=1e-6)
+    assert half["perplexity"] == pytest.approx(np.exp(half["nll_per_token"]))
+    assert half["bits_per_byte"] == pytest.approx(nll / np.log(2) / len(TEXT.encode()), rel=1e-6)
+    assert summary["config"]["perplexity"]["size_bytes"] == len(TEXT.encode())
+    assert not (folder / "perplexity.tokens").exists()
+
+
+def test_the_same_seed_gives_the_same(run, one_by_one):
+    """Also where engines are not open at the same time: each has a cache of its own."""
+    again, summary = one_by_one
+    assert summary["sittings"][0]["groups"] == [["demand@50%"], ["demand@minimum"]]
+
+    half, least = summary["combinations"]
     assert half["memory"]["slots"] == 12 > least["memory"]["slots"]
     assert half["decode"]["missed"] < least["decode"]["missed"]
     said = answers(again)
@@ -187,6 +227,10 @@ def test_the_same_seed_gives_the_same(run, command, arguments, tmp_path):
         (["--dataset", "nope.jsonl"], 2, "there is no dataset 'nope.jsonl'"),
         (["--model", "nope"], 3, ""),
         (["-n", "0"], 2, "--max-new-tokens is '0'"),
+        (["--seed", "1,1"], 2, "--seed is '1,1', which names a seed twice"),
+        (["--online", "--split", "1:1"], 2, "both --online and --split are given"),
+        (["--arrivals", "poisson:-1"], 2, "'-1' is not a rate of arrivals"),
+        (["--perplexity", "nope.txt"], 2, "cannot read "),
     ],
 )
 def test_wrong_usage(finemoe, tiny, more, code, said, tmp_path):

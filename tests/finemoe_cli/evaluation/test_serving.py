@@ -49,6 +49,7 @@ def run(command, tiny, tmp_path_factory) -> Run:
         *("--data", str(root / "talks.json"), "--arrivals", str(root / "arrivals.csv"), "--arrival-scale", "2"),
         *("--model", str(tiny), "--kernels", "reference", "--context", "400", "--lanes", "1", "-n", str(TOKENS)),
         *("--policy", "finemoe", "--budget", "50%", "--seed", "1,4", "--online", "--temperature", "1"),
+        "--check-exact",
         *("--out", str(folder)),
     )
     killed, _ = broken_off(command, signal.SIGKILL, 5, folder, *options)
@@ -75,6 +76,39 @@ def test_policies_begin_with_nothing(run):
     assert run.learnt == ["engines"]
     for one in summary["combinations"]:
         assert [place["number"] for place in one["progress"]] == list(range(6))
+
+
+def test_the_resident_model_says_the_same(run):
+    exact = run.last.json["exact"]
+    rows = rows_of(run.folder)
+    assert exact == {
+        "exact": True,
+        "requests": 18,
+        "passes": sum(row["completion_tokens"] for row in rows),
+        "different": 0,
+        "first_difference": None,
+        "combinations": dict.fromkeys(NAMES, True),
+    }
+    assert f"exact: the logits of {exact['passes']} forward passes are those of the resident model" in run.last.err
+    assert all(len(row["logits"]) == row["completion_tokens"] for row in rows)
+
+
+def test_a_bit_that_is_not_the_same_is_told(command, run):
+    path = run.folder / "requests.jsonl"
+    before = path.read_text()
+    rows = [json.loads(line) for line in before.splitlines()]
+    wrong = [row for row in rows if row["combination"] == NAMES[1]][-1]
+    wrong["logits"][7] = "0" * 16
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    try:
+        done = command("eval", "--resume", str(run.folder), "--json", "-q")
+    finally:
+        path.write_text(before)
+    assert done.code == 5
+    assert done.json["exact"]["combinations"] == {NAMES[0]: True, NAMES[1]: False}
+    assert (done.json["exact"]["exact"], done.json["exact"]["different"]) == (False, 1)
+    where = f"first in turn {wrong['turn']} of {wrong['conversation']}, forward pass 8"
+    assert done.err == f"error: the logits of {NAMES[1]} are not those of the resident model: {where}\n"
 
 
 def test_a_seed_has_its_own_draw_and_its_own_answers(run, tiny):
