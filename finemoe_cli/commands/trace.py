@@ -25,10 +25,6 @@ from offload.units import format_bytes
 from profiles.environment import prepare_process
 from profiles.settings import resolve
 
-_MEMORY = "Model and memory"
-_SAMPLING = "Sampling"
-_ENGINE = "Engine"
-
 app = typer.Typer(
     help="Record what routers choose, look at it, and write it out.",
     no_args_is_help=True,
@@ -84,76 +80,24 @@ def record(
         "finemoe.trace"
     ),
     force: Annotated[bool, typer.Option("--force", metavar="", help="Replace a file that is there.")] = False,
-    model: options.Model = None,
-    profile: Annotated[
-        str | None,
-        typer.Option(
-            "--profile",
-            "-p",
-            metavar="NAME",
-            help="Named memory budget; see finemoe profiles.",
-            autocompletion=options.complete_profile,
-        ),
-    ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            "--budget",
-            metavar="SIZE|SHARE",
-            help="Memory budget: 900MiB, 25% of the experts, or minimum. Instead of a profile's.",
-        ),
-    ] = None,
-    policy: Annotated[
-        str | None,
-        typer.Option(
-            "--policy",
-            metavar="NAME",
-            help="How experts are chosen to be read and evicted.",
-            autocompletion=options.complete_policy,
-        ),
-    ] = None,
-    kernels: Annotated[
-        str | None,
-        typer.Option(
-            "--kernels",
-            metavar="KIND",
-            help="fast, reference or auto.",
-            autocompletion=options.complete_kernels,
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            "--device",
-            metavar="NAME",
-            help="Where to run: auto, cpu, cuda, cuda:N.",
-            autocompletion=options.complete_device,
-        ),
-    ] = None,
-    context: Annotated[
-        str | None, typer.Option("--context", metavar="TOKENS", help="Longest conversation.")
-    ] = None,
-    system: Annotated[
-        str | None,
-        typer.Option("--system", "-s", metavar="TEXT", help="System prompt, where a conversation has none."),
-    ] = None,
-    max_new_tokens: Annotated[
-        str | None, typer.Option("--max-new-tokens", "-n", metavar="TOKENS", help="Longest answer.")
-    ] = None,
-    temperature: Annotated[
-        str | None, typer.Option("--temperature", "-t", metavar="NUMBER", help="0 is greedy.")
-    ] = None,
-    seed: Annotated[
-        str | None,
-        typer.Option("--seed", metavar="NUMBER", help="Of every answer; 0 if it is not given."),
-    ] = None,
+    model: options.RunModel = None,
+    profile: options.RunProfile = None,
+    budget: options.Budget = None,
+    policy: options.Policy = None,
+    kernels: options.Kernels = None,
+    device: options.Device = None,
+    context: options.Context = None,
+    system: options.System = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    temperature: options.Temperature = None,
+    seed: options.Seed = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Answer prompts and record what every router chose.
 
     Each conversation begins with an empty cache; in its later turns the model's own answers are in the prompt.
-    Interrupted, it keeps the answers that were complete.
+    Without --seed it is 0. Interrupted, it keeps the answers that were complete.
     """
     output = Output(as_json=as_json, quiet=quiet)
     resolved = resolve(
