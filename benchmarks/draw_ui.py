@@ -25,8 +25,9 @@ from tests.support.synthetic import SyntheticEngine
 from ui.panes.column import PaneColumn
 from ui.panes.expert_map import ExpertMap
 from ui.panes.history import FrameHistory
-from ui.recording.app import ReplayApp
 from ui.recording.recording import Recording
+from ui.recording.screen import ReplayScreen
+from ui.watch import WatchApp
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 RECORDING = PICTURES / "demo.finemoe"
@@ -85,8 +86,9 @@ def draw(recording: Recording, at: float, folder: Path) -> None:
     """``replay.svg`` and ``experts.svg`` of a place in a recording."""
 
     async def run() -> None:
-        app = ReplayApp(recording, at=at)
-        app.source.paused = True
+        screen = ReplayScreen(recording, at=at)
+        screen.source.paused = True
+        app = WatchApp(screen)
         async with app.run_test(size=SIZE) as pilot:
             await pilot.pause(1)
             save(app, folder / "replay.svg")

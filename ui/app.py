@@ -20,7 +20,7 @@ from textual.widget import Widget
 from offload.errors import DamagedFile, FinemoeError, StorageError
 from offload.telemetry.probes import HostProbe
 from ui.chat.commands import Commands
-from ui.chat.keymap import APP_KEYS, CHAT_KEYS, MESSAGE_KEYS, PROMPT_KEYS, effective, key_names, parse_keymap
+from ui.chat.keymap import APP_KEYS, CHAT_KEYS, MESSAGE_KEYS, PROMPT_KEYS, effective, footer_key, parse_keymap
 from ui.chat.setup import ChatSetup
 from ui.screens.ask import Confirm
 from ui.screens.chat import ChatScreen
@@ -211,15 +211,7 @@ class ChatApp(App[None]):
         return min(sizes) if sizes else None
 
     def get_key_display(self, binding: Binding) -> str:
-        """Keys as the footer writes them: ``F1``, ``^O``, ``C``."""
-        if binding.key_display:
-            return binding.key_display
-        *modifiers, last = binding.key.split("+")
-        if modifiers == ["ctrl"] and len(last) == 1:
-            return f"^{last.upper()}"
-        if modifiers == ["shift"] and len(last) == 1:
-            return last.upper()
-        return key_names(binding.key)
+        return footer_key(binding)
 
 
 def _is_utf8() -> bool:

@@ -15,8 +15,7 @@ from offload.service.board import BoardReader
 from ui.panes.status_line import StatusLine
 from ui.source import TelemetrySource
 from ui.text import without_controls
-from ui.watch import WatchApp, look_of_settings
-from ui.widgets.themes import DEFAULT
+from ui.watch import WatchApp, WatchScreen, look_of_settings
 
 REFRESH_S = 0.25
 _SMALL_ROWS = 12
@@ -31,26 +30,28 @@ class LiveSource(TelemetrySource, Protocol):
         ...
 
 
-class MonitorApp(WatchApp):
+class MonitorScreen(WatchScreen):
     """The panes over the whole terminal. It only looks; when the engine has ended, its last frame stays.
 
     Args:
         source: The engine's board.
     """
 
-    CSS = """
-    #head { height: 1; padding: 0 1; background: $surface; color: $foreground; }
-    #head.-ended { background: $error; color: $background; }
-    #watched { height: 1fr; }
-    #line { display: none; padding: 0 1; }
-    .-small PaneColumn { display: none; }
-    .-small #line { display: block; }
+    DEFAULT_CSS = """
+    MonitorScreen {
+        & #head { height: 1; padding: 0 1; background: $surface; color: $foreground; }
+        & #head.-ended { background: $error; color: $background; }
+        & #watched { height: 1fr; }
+        & #line { display: none; padding: 0 1; }
+        &.-small PaneColumn { display: none; }
+        &.-small #line { display: block; }
+    }
     """
 
     LAYOUTS = ("full", "strip")
 
-    def __init__(self, source: LiveSource, *, ascii: bool = False, theme: str = DEFAULT) -> None:
-        super().__init__(ascii=ascii, theme=theme)
+    def __init__(self, source: LiveSource, *, ascii: bool = False) -> None:
+        super().__init__(ascii=ascii)
         self._source = source
         self._head = Static(id="head", markup=False)
         self._line = StatusLine(ascii=ascii, id="line")
@@ -61,14 +62,14 @@ class MonitorApp(WatchApp):
         with Container(id="watched"):
             yield self.panes
             yield self._line
-        yield Footer(show_command_palette=False)
+        yield Footer(show_command_palette=False, compact=True)
 
     def on_mount(self) -> None:
         self.look()
         self.set_interval(REFRESH_S, self.look)
 
     def on_resize(self) -> None:
-        self.screen_stack[0].set_class(self.size.height < _SMALL_ROWS, "-small")
+        self.set_class(self.size.height < _SMALL_ROWS, "-small")
 
     def look(self) -> None:
         """Draws what is new."""
@@ -108,6 +109,6 @@ def run_monitor(board_path: Path) -> int:
     """
     ascii_only, theme = look_of_settings()
     with BoardReader(board_path) as board:
-        app = MonitorApp(board, ascii=ascii_only, theme=theme)
+        app = WatchApp(MonitorScreen(board, ascii=ascii_only), theme=theme)
         app.run()
         return app.return_code or 0

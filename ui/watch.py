@@ -1,4 +1,4 @@
-"""What the screens without a chat have in common: panes, themes and keys."""
+"""What the screens have in common that have panes and no chat, and a program that is one of them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import ClassVar
 
 from textual.app import App
 from textual.binding import Binding, BindingType
+from textual.screen import Screen
 
 from offload.errors import FinemoeError
 from profiles.settings import resolve
+from ui.chat.keymap import footer_key
 from ui.panes.column import LayoutMode, PaneColumn
 from ui.panes.history import FrameHistory
 from ui.panes.token_routing import TokenText
@@ -18,16 +20,12 @@ from ui.screens.experts import ExpertsScreen
 from ui.widgets.ascii import AsciiFilter
 from ui.widgets.themes import DEFAULT, THEMES
 
-SIDE_COLUMNS = 100
-"""From this width on panes are beside something, below in a strip."""
 
-
-class WatchApp(App[None]):
-    """Base of the monitor and of replay.
+class WatchScreen(Screen[None]):
+    """Base of the monitor's screen and of a replay's.
 
     Args:
         ascii: Draw with ASCII characters only.
-        theme: Name of the theme; one that is not known is the default.
 
     Attributes:
         panes: To be put on the screen by who inherits.
@@ -35,30 +33,21 @@ class WatchApp(App[None]):
         token_text: Gives the text of a token, where that is known.
     """
 
-    TITLE = "finemoe"
-    ENABLE_COMMAND_PALETTE = False
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f2", "panes", "Panes"),
         Binding("f3", "experts", "Experts"),
         Binding("f5", "freeze", "Freeze"),
-        Binding("q", "quit", "Quit"),
-        Binding("ctrl+q,ctrl+c", "quit", show=False, priority=True),
+        Binding("q,escape", "close", "Leave"),
     ]
 
     LAYOUTS: ClassVar[tuple[LayoutMode, ...]] = ("side", "full", "strip", "off")
 
-    def __init__(self, *, ascii: bool = False, theme: str = DEFAULT) -> None:
+    def __init__(self, *, ascii: bool = False) -> None:
         super().__init__()
         self.ascii = ascii
         self.panes = PaneColumn(self.LAYOUTS[0], ascii=ascii)
         self.history = FrameHistory()
         self.token_text: TokenText | None = None
-        if ascii:
-            utf8 = (getattr(sys.__stdout__, "encoding", None) or "").lower().replace("-", "") == "utf8"
-            self._filters.append(AsciiFilter(keep_letters=utf8))
-        for known in THEMES:
-            self.register_theme(known)
-        self.theme = theme if theme in self.available_themes else DEFAULT
 
     def show(self) -> None:
         """Draws the history."""
@@ -71,13 +60,45 @@ class WatchApp(App[None]):
 
     def action_experts(self) -> None:
         """F3."""
-        if not isinstance(self.screen, ExpertsScreen):
-            self.push_screen(ExpertsScreen(self.history, self.token_text, ascii=self.ascii))
+        self.app.push_screen(ExpertsScreen(self.history, self.token_text, ascii=self.ascii))
 
     def action_freeze(self) -> None:
         """Holds the panes still, or lets them go on."""
         self.panes.freeze = not self.panes.freeze
         self.notify("the panes are held; F5 lets them go" if self.panes.freeze else "the panes go on", timeout=2)
+
+    def action_close(self) -> None:
+        """Back to where it was opened, or out."""
+        self.dismiss()
+
+
+class WatchApp(App[None]):
+    """A program that is one such screen, and ends when that is left.
+
+    Args:
+        first: The screen.
+        theme: Name of the theme; one that is not known is the default.
+    """
+
+    TITLE = "finemoe"
+    ENABLE_COMMAND_PALETTE = False
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+q,ctrl+c", "quit", show=False, priority=True)]
+
+    def __init__(self, first: WatchScreen, *, theme: str = DEFAULT) -> None:
+        super().__init__()
+        self._first = first
+        if first.ascii:
+            utf8 = (getattr(sys.__stdout__, "encoding", None) or "").lower().replace("-", "") == "utf8"
+            self._filters.append(AsciiFilter(keep_letters=utf8))
+        for known in THEMES:
+            self.register_theme(known)
+        self.theme = theme if theme in self.available_themes else DEFAULT
+
+    def on_mount(self) -> None:
+        self.push_screen(self._first, lambda _: self.exit())
+
+    def get_key_display(self, binding: Binding) -> str:
+        return footer_key(binding)
 
 
 def look_of_settings() -> tuple[bool, str]:

@@ -55,11 +55,11 @@ def replay(
     if not sys.stdout.isatty():
         _print(recording, output)
         return
-    from ui.recording.app import ReplayApp
-    from ui.watch import look_of_settings
+    from ui.recording.screen import ReplayScreen
+    from ui.watch import WatchApp, look_of_settings
 
     ascii_only, theme = look_of_settings()
-    app = ReplayApp(recording, speed=speed, at=at, ascii=ascii_only, theme=theme)
+    app = WatchApp(ReplayScreen(recording, speed=speed, at=at, ascii=ascii_only), theme=theme)
     app.run()
     if app.return_code:
         raise typer.Exit(app.return_code)

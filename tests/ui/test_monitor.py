@@ -18,14 +18,15 @@ from offload.telemetry.frame import Frame
 from tests.support.screens import Pictures, pictures, shown, until
 from tests.support.synthetic import SyntheticEngine
 from tests.support.terminal import Terminal
-from ui.monitor import MonitorApp
+from ui.monitor import MonitorScreen
 from ui.screens.experts import ExpertsScreen
+from ui.watch import WatchApp
 
 __all__ = ["pictures"]
 
 ROOT = Path(__file__).parents[2]
 
-Flow = Callable[[MonitorApp, Pilot[Any], "Watched"], Awaitable[None]]
+Flow = Callable[[MonitorScreen, Pilot[Any], "Watched"], Awaitable[None]]
 
 
 class Watched(SyntheticEngine):
@@ -43,78 +44,79 @@ class Watched(SyntheticEngine):
         return super().frame()
 
 
-def monitor(flow: Flow, size: tuple[int, int] = (120, 40), **options: Any) -> None:
+def watch(flow: Flow, size: tuple[int, int] = (120, 40), **options: Any) -> None:
     async def run() -> None:
         engine = Watched(12, 16, 2)
         engine.ask()
         for token in range(20):
             engine.token(token)
-        app = MonitorApp(engine, **options)
+        screen = MonitorScreen(engine, **options)
+        app = WatchApp(screen)
         app.animation_level = "none"
         async with app.run_test(size=size) as pilot:
             await pilot.pause()
-            await flow(app, pilot, engine)
+            await flow(screen, pilot, engine)
 
     asyncio.run(run())
 
 
 def test_it_follows_and_keeps_the_last_picture() -> None:
-    async def flow(app: MonitorApp, pilot: Pilot[Any], engine: Watched) -> None:
-        await until(pilot, lambda: "finemoe chat · demo · cpu · process 4321" in shown(app), "who is watched")
+    async def flow(monitor: MonitorScreen, pilot: Pilot[Any], engine: Watched) -> None:
+        await until(pilot, lambda: "finemoe chat · demo · cpu · process 4321" in shown(pilot.app), "who is watched")
         for token in range(30):
             engine.token(token)
-        app.look()
-        await until(pilot, lambda: "answering" in shown(app), "what it does")
-        assert len(app.history.records) == 50
+        monitor.look()
+        await until(pilot, lambda: "answering" in shown(pilot.app), "what it does")
+        assert len(monitor.history.records) == 50
         engine.token(1)
         engine.lives = False
-        app.look()
-        await until(pilot, lambda: "has ended" in shown(app), "that it has ended")
-        assert app.history.latest is not None
-        assert app.history.latest.tokens == 51  # the last thing that was published
-        before = shown(app)
-        app.look()
+        monitor.look()
+        await until(pilot, lambda: "has ended" in shown(pilot.app), "that it has ended")
+        assert monitor.history.latest is not None
+        assert monitor.history.latest.tokens == 51  # the last thing that was published
+        before = shown(pilot.app)
+        monitor.look()
         await pilot.pause()
-        assert shown(app) == before
+        assert shown(pilot.app) == before
         assert "experts" in before
 
-    monitor(flow)
+    watch(flow)
 
 
 def test_a_board_that_cannot_be_read_any_more_has_ended() -> None:
-    async def flow(app: MonitorApp, pilot: Pilot[Any], engine: Watched) -> None:
+    async def flow(monitor: MonitorScreen, pilot: Pilot[Any], engine: Watched) -> None:
         engine.readable = False
-        app.look()
-        await until(pilot, lambda: "has ended" in shown(app), "that it has ended")
+        monitor.look()
+        await until(pilot, lambda: "has ended" in shown(pilot.app), "that it has ended")
 
-    monitor(flow)
+    watch(flow)
 
 
 def test_keys() -> None:
-    async def flow(app: MonitorApp, pilot: Pilot[Any], engine: Watched) -> None:
+    async def flow(monitor: MonitorScreen, pilot: Pilot[Any], engine: Watched) -> None:
         await pilot.press("f2")
-        await until(pilot, lambda: "hits" in shown(app), "three lines")
+        await until(pilot, lambda: "hits" in shown(pilot.app), "three lines")
         await pilot.press("f2")
-        await until(pilot, lambda: "experts" in shown(app), "all panes")
+        await until(pilot, lambda: "experts" in shown(pilot.app), "all panes")
         await pilot.press("f3")
-        await until(pilot, lambda: isinstance(app.screen, ExpertsScreen), "experts")
-        app.look()  # goes on underneath
+        await until(pilot, lambda: isinstance(pilot.app.screen, ExpertsScreen), "experts")
+        monitor.look()  # goes on underneath
         await pilot.press("escape", "f5")
-        assert app.panes.freeze
+        assert monitor.panes.freeze
         await pilot.press("q")
-        await until(pilot, lambda: app._exit, "the end")
+        await until(pilot, lambda: pilot.app._exit, "the end")
 
-    monitor(flow)
+    watch(flow)
 
 
 @pytest.mark.parametrize("size", [(120, 40), (80, 24), (60, 20), (60, 8)])
 def test_pictures(pictures: Pictures, size: tuple[int, int]) -> None:
-    async def flow(app: MonitorApp, pilot: Pilot[Any], engine: Watched) -> None:
+    async def flow(monitor: MonitorScreen, pilot: Pilot[Any], engine: Watched) -> None:
         wanted = "answering" if size[1] < 12 else "experts"
-        await until(pilot, lambda: wanted in shown(app), wanted)
-        pictures.check(f"monitor-{size[0]}x{size[1]}", shown(app))
+        await until(pilot, lambda: wanted in shown(pilot.app), wanted)
+        pictures.check(f"monitor-{size[0]}x{size[1]}", shown(pilot.app))
 
-    monitor(flow, size)
+    watch(flow, size)
 
 
 WRITER = """

@@ -65,11 +65,11 @@ class Commands:
     """Every command.
 
     Args:
-        profiles / models / themes / sessions: What arguments are completed with, asked for when needed.
+        profiles / models / themes / recordings: What arguments are completed with, asked for when needed.
     """
 
     def __init__(
-        self, profiles: Words = tuple, models: Words = tuple, themes: Words = tuple, sessions: Words = tuple
+        self, profiles: Words = tuple, models: Words = tuple, themes: Words = tuple, recordings: Words = tuple
     ) -> None:
         self.all = (
             Command("help", "", "keys and commands"),
@@ -92,7 +92,7 @@ class Commands:
             Command("policy", "[NAME]", "show or change how experts are chosen", lambda: POLICIES),
             Command("reset-stats", "", "put all counters to zero"),
             Command("record", "[FILE]", "record the telemetry and what is said; again to end it"),
-            Command("replay", "[FILE]", "show a recording in the panes; without a file what is live again"),
+            Command("replay", "[FILE]", "play a recording; without a file the latest", recordings),
             Command("export", "[FILE]", "write the session to a file: .md, or .json with every branch"),
             Command("copy", "[code]", "copy the last reply, or only its code", lambda: ("code",)),
             Command("regen", "", "answer once more; the old reply stays"),

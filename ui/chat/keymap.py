@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from textual.binding import Binding
+
 
 @dataclass(frozen=True, slots=True)
 class Key:
@@ -125,6 +127,18 @@ def key_names(keys: str) -> str:
         return "-".join([*(modifier.capitalize() for modifier in modifiers), last])
 
     return ", ".join(one(key.strip()) for key in keys.split(","))
+
+
+def footer_key(binding: Binding) -> str:
+    """A key as the footer writes it: ``F1``, ``^O``, ``C``."""
+    if binding.key_display:
+        return binding.key_display
+    *modifiers, last = binding.key.split("+")
+    if modifiers == ["ctrl"] and len(last) == 1:
+        return f"^{last.upper()}"
+    if modifiers == ["shift"] and len(last) == 1:
+        return last.upper()
+    return key_names(binding.key)
 
 
 def effective(keys: Iterable[Key], keymap: dict[str, str]) -> list[tuple[str, str]]:

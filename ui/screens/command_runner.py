@@ -17,6 +17,7 @@ from profiles.settings import check_setting
 from profiles.store import list_profiles, profile_names
 from ui.chat.commands import SAMPLING, Command, Commands, code_blocks
 from ui.screens.profiles import ProfilesScreen, offer
+from ui.screens.telemetry import recordings
 from ui.sessions import export_json, export_markdown
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class CommandRunner:
             profiles=profile_names,
             models=lambda: list(dict.fromkeys([DEMO, *pulled_models()])),
             themes=lambda: sorted(screen.app.available_themes),
+            recordings=lambda: map(str, recordings()),
         )
 
     async def run(self, command: Command, argument: str) -> None:
@@ -148,7 +150,7 @@ class CommandRunner:
         await self._screen.say(self._screen.telemetry.record(Path(argument).expanduser() if argument else None))
 
     async def do_replay(self, argument: str) -> None:
-        await self._screen.say(self._screen.telemetry.replay(Path(argument).expanduser() if argument else None))
+        self._screen.telemetry.replay(Path(argument).expanduser() if argument else None)
 
     async def do_export(self, argument: str) -> None:
         conversation = self._screen.conversation

@@ -87,7 +87,7 @@ class ExpertsScreen(Screen[None]):
                 yield ExpertDetail(ascii=self._ascii)
             with Vertical(id="experts-token", classes="half"):
                 yield TokenRouting(self._token_text, ascii=self._ascii)
-        yield Footer(show_command_palette=False)
+        yield Footer(show_command_palette=False, compact=True)
 
     def on_mount(self) -> None:
         self.query_one(ExpertTable).focus()
@@ -198,7 +198,7 @@ class ExpertsScreen(Screen[None]):
         if key not in self._oracles and self._asked is None:
             self._asked = key
             work = partial(self._work_out, key, reply, facts.experts, frame.memory.slots)
-            self.run_worker(work, thread=True, group="oracle")
+            self.run_worker(work, thread=True, group="oracle", description="oracle")
         known = [oracle for (gen, first, _), oracle in self._oracles.items() if (gen, first) == key[:2]]
         return self._oracles.get(key) or (known[-1] if known else None)
 

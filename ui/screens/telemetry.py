@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from offload.errors import BoardError, FinemoeError
+from offload.errors import BoardError, FinemoeError, NotFound
 from profiles.paths import ensure_folder, recordings_dir
 from ui.chat.setup import ChatSetup
 from ui.chat.token_texts import TokenTexts
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ui.panes.column import LayoutMode, PaneColumn
     from ui.panes.history import FrameHistory
     from ui.panes.status_line import StatusLine
-    from ui.recording.player import ReplaySource
     from ui.recording.recorder import Recorder
     from ui.screens.chat import ChatScreen
     from ui.source import TelemetrySource
@@ -51,7 +50,6 @@ class Telemetry:
         self._line: StatusLine | None = None
         self._history: FrameHistory | None = None
         self._live: TelemetrySource | None = None
-        self._replay: tuple[ReplaySource, FrameHistory] | None = None
         self._timer: Timer | None = None
         self._texts: TokenTexts | None = None
 
@@ -80,13 +78,6 @@ class Telemetry:
 
     def poll(self) -> None:
         """Takes what is new, writes it down, and shows it if anybody can see it."""
-        if self._replay is not None:
-            source, history = self._replay
-            source.advance(REFRESH_S)
-            for frame in source.new_frames():
-                history.add(frame)
-            history.add_records(source.records(history.next_record))
-            self.show()
         if self._live is None or self._history is None:
             return
         try:
@@ -98,12 +89,12 @@ class Telemetry:
             return  # The engine has ended; that is told elsewhere.
         except FinemoeError as error:
             self._recording_failed(error)
-        if new and self._replay is None:
+        if new:
             self.show()
 
     def show(self) -> None:
         """Shows the history in what is on the screen."""
-        history = self._replay[1] if self._replay is not None else self._history
+        history = self._history
         if history is None or self._panes is None or self._line is None:
             return
         if self._panes.layout_mode != "off":
@@ -138,13 +129,13 @@ class Telemetry:
 
     def show_experts(self) -> None:
         """F3: every expert, and the routing of each token."""
-        history = self._replay[1] if self._replay is not None else self._history
-        if history is None:
+        if self._history is None:
             return
         from ui.screens.experts import ExpertsScreen
 
-        texts = self._replay[0].recording.token_text if self._replay is not None else self._token_texts()
-        self._screen.app.push_screen(ExpertsScreen(history, texts, ascii=self._setup.ascii_only))
+        self._screen.app.push_screen(
+            ExpertsScreen(self._history, self._token_texts(), ascii=self._setup.ascii_only)
+        )
 
     def freeze(self) -> None:
         """Holds the pictures still, or lets them go on."""
@@ -186,26 +177,22 @@ class Telemetry:
         """Something that the engine said, for the recording."""
         self._enter(lambda recorder: recorder.event(event))
 
-    def replay(self, path: Path | None) -> str:
-        """Shows a recording in the place of what is live, or without one, what is live again.
+    def replay(self, path: Path | None) -> None:
+        """Plays a recording over the chat, which goes on underneath; without a path, the latest of one's own.
 
         Raises:
-            FinemoeError: It cannot be read.
+            FinemoeError: There is none, or it cannot be read.
         """
-        if path is None:
-            if self._replay is None:
-                return "nothing is replayed; give a recording"
-            self._replay = None
-            self.show()
-            return "the panes show what is live again"
-        from ui.panes.history import FrameHistory
-        from ui.recording.player import ReplaySource
         from ui.recording.recording import Recording
+        from ui.recording.screen import ReplayScreen
 
-        recording = Recording.open(path)
-        self._replay = (ReplaySource(recording), FrameHistory())
-        self.poll()
-        return f"the panes show {path.name}, {recording.seconds:.0f} s; /replay shows what is live again"
+        if path is None:
+            kept = recordings()
+            if not kept:
+                raise NotFound("there is no recording yet", "F6 records this chat")
+            path = kept[0]
+        screen = ReplayScreen(Recording.open(path), ascii=self._setup.ascii_only)
+        self._screen.app.push_screen(screen)
 
     def close(self) -> None:
         """No more polling; a recording is ended."""
@@ -244,3 +231,10 @@ class Telemetry:
             self._texts = TokenTexts(folder)
             self._screen.run_worker(asyncio.to_thread(self._texts.load), group="tokens")
         return self._texts
+
+
+def recordings() -> list[Path]:
+    """Recordings in the data folder, the latest first."""
+    from ui.recording.recorder import SUFFIX
+
+    return sorted(recordings_dir().glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime, reverse=True)

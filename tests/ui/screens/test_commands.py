@@ -8,7 +8,11 @@ from pathlib import Path
 from offload.errors import PullError
 from offload.service.messages import Failed
 from profiles.config_file import config_file
+from tests.support.recordings import FOLDER
 from tests.support.scripted_engine import Script
+from ui.recording.recorder import SUFFIX
+from ui.recording.screen import ReplayScreen
+from ui.screens.experts import ExpertsScreen
 from ui.screens.help import HelpScreen
 from ui.screens.profiles import ProfilesScreen
 
@@ -233,8 +237,10 @@ def test_layouts_follow_the_width(run_chat):
     run_chat(flow, Script(REPLY), size=(140, 40))
 
 
-def test_recording_and_replaying(run_chat):
+def test_recording(run_chat):
     async def flow(chat):
+        await chat.send("/replay")
+        await chat.sees("there is no recording yet")
         await chat.pilot.press("f6")
         await chat.sees("recording into")
         await chat.ask("What is said is recorded")
@@ -243,17 +249,14 @@ def test_recording_and_replaying(run_chat):
         await chat.pilot.press("f6")
         await chat.sees("recorded")
         (path,) = (run_chat.folder / "data" / "recordings").iterdir()
-        await chat.send(f"/replay {path}")
-        await chat.sees("the panes show")
-        chat.screen.telemetry._replay[0].seek(30)
-        chat.screen.telemetry.poll()
-        assert chat.screen.telemetry._replay[1].latest.tokens == 6
-        await chat.send("/replay")
-        await chat.sees("live again")
-        await chat.send("/replay nothing.finemoe")
-        await chat.sees("there is no recording")
         await chat.send(f"/record {path}")
         await chat.sees("exists already")
+        await chat.send("/replay nothing.finemoe")
+        await chat.sees("there is no recording nothing.finemoe")
+        await chat.send("/replay")
+        await chat.sees("playing 1x", "Pause", "Leave")
+        await chat.app.screen.action_seek(float("inf"))
+        await chat.sees("What is said is recorded", "ended")
 
     run_chat(flow, Script(REPLY))
     from ui.recording.recording import Recording
@@ -263,3 +266,38 @@ def test_recording_and_replaying(run_chat):
     kinds = [type(entry.what).__name__ for entry in recording.entries]
     assert kinds[0] == "Said"
     assert {"Started", "Text", "Done"} <= set(kinds)
+
+
+def test_replaying_over_the_chat_which_goes_on(run_chat):
+    path = FOLDER / f"cpu{SUFFIX}"
+
+    async def flow(chat):
+        await chat.send("Count.")
+        await chat.until(lambda: chat.script.told_of("chat"))
+        chat.script.engine.say(1)
+        await chat.sees("one")
+        await chat.send(f"/replay {path}")
+        await chat.until(lambda: isinstance(chat.app.screen, ReplayScreen), "the recording")
+        replay = chat.app.screen
+        replay.source.paused = True
+        await chat.sees("Name three rivers.", "experts", "traffic")
+        assert "Count." not in chat.shown
+        await chat.pilot.press("right")
+        await chat.sees("Air scatters")
+        chat.script.engine.say()
+        await chat.until(lambda: not chat.screen.answering.busy, "the reply ends underneath")
+        await chat.pilot.press("f3")
+        await chat.until(lambda: isinstance(chat.app.screen, ExpertsScreen), "experts")
+        await chat.pilot.press("escape")
+        await chat.until(lambda: chat.app.screen is replay, "the recording again")
+        await chat.pilot.press("left")
+        await chat.until(lambda: "Air scatters" not in chat.shown, "five seconds back")
+        await chat.pilot.press("escape")
+        await chat.sees("Count.", "one two", "2 tok · 10.2 tok/s")
+        assert chat.app.screen is chat.screen
+        assert chat.branch[-1] == ("assistant", "one two", "stop")
+        chat.script.held = False
+        await chat.ask("And on.")
+        assert len(chat.turns) == 4
+
+    run_chat(flow, Script([["one ", "two"], ["three"]], held=True), size=(120, 40))

@@ -7,10 +7,11 @@ import time
 from typing import ClassVar
 
 from rich.text import Text
+from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container, VerticalScroll
-from textual.widgets import Footer, Markdown, Static
+from textual.widgets import Footer, Static
 
 from offload.service.messages import Event
 from ui.recording.format import Said
@@ -20,12 +21,14 @@ from ui.recording.seek_bar import SeekBar
 from ui.recording.totals import Transcript, Turn
 from ui.stats import status_line
 from ui.text import without_controls
-from ui.watch import SIDE_COLUMNS, WatchApp
-from ui.widgets.themes import DEFAULT
+from ui.watch import WatchScreen
+from ui.widgets.markdown import ReplyMarkdown
 
 _TICK_S = 0.1
 _FRAMES_S = 0.25
 _STEP_S = 5.0
+_SIDE_COLUMNS = 100
+"""From this width on panes are beside the conversation, below in a strip."""
 
 
 class TurnView(Static):
@@ -38,8 +41,8 @@ class TurnView(Static):
     TurnView.-error > .who { color: $error; }
     TurnView > .cost { color: $foreground 50%; display: none; }
     TurnView.-finished > .cost { display: block; }
-    TurnView > Markdown { background: transparent; margin: 0; padding: 0; }
-    TurnView > Markdown > *:last-child { margin-bottom: 0; }
+    TurnView > ReplyMarkdown { background: transparent; margin: 0; padding: 0; }
+    TurnView > ReplyMarkdown > *:last-child { margin-bottom: 0; }
     """
 
     def __init__(self, turn: Turn, ascii: bool) -> None:
@@ -48,7 +51,7 @@ class TurnView(Static):
         self._ascii = ascii
         self._shown = ""
         self._finished = False
-        self._markdown = Markdown() if turn.role == "assistant" else None
+        self._markdown = ReplyMarkdown("") if turn.role == "assistant" else None
         self._plain = Static(markup=False)
         self._cost = Static("", classes="cost", markup=False)
 
@@ -89,8 +92,8 @@ class Conversation(VerticalScroll, inherit_bindings=False):
     ]
 
 
-class ReplayApp(WatchApp):
-    """``finemoe replay``.
+class ReplayScreen(WatchScreen):
+    """A recording that is played: ``finemoe replay``, and ``/replay`` in the chat.
 
     Args:
         recording: What to play.
@@ -98,19 +101,21 @@ class ReplayApp(WatchApp):
         at: Seconds from the beginning to start at.
     """
 
-    CSS = """
-    #replayed { height: 1fr; }
-    #transcript { width: 1fr; height: 1fr; padding: 0 1; scrollbar-size-vertical: 1; }
-    .-full #transcript { display: none; }
-    SeekBar { padding: 0 1; background: $surface; }
+    DEFAULT_CSS = """
+    ReplayScreen {
+        & #replayed { height: 1fr; }
+        & Conversation { width: 1fr; height: 1fr; padding: 0 1; scrollbar-size-vertical: 1; }
+        &.-full Conversation { display: none; }
+        & SeekBar { padding: 0 1; background: $surface; }
+    }
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("space", "pause", "Pause"),
         Binding("left", f"seek(-{_STEP_S})", "Back", key_display="←"),
         Binding("right", f"seek({_STEP_S})", "On", key_display="→"),
-        Binding("plus,equals_sign", "speed(1)", "Faster", key_display="+"),
-        Binding("minus", "speed(-1)", "Slower", key_display="-"),
+        Binding("plus,equals_sign", "speed(1)", "Speed", key_display="+ -"),
+        Binding("minus", "speed(-1)", "Slower", show=False),
     ]
 
     def __init__(
@@ -120,17 +125,17 @@ class ReplayApp(WatchApp):
         speed: float = 1.0,
         at: float = 0.0,
         ascii: bool = False,
-        theme: str = DEFAULT,
     ) -> None:
-        super().__init__(ascii=ascii, theme=theme)
+        super().__init__(ascii=ascii)
         self.transcript = Transcript()
         self.token_text = recording.token_text if recording.texts else None
         self.source = ReplaySource(recording, self._take, self._rewind)
         self.source.speed = speed
         if at:
             self.source.seek(at)
-        self._conversation = Conversation(id="transcript")
+        self._conversation = Conversation()
         self._bar = SeekBar(self.source, ascii=self.ascii)
+        self._chosen = False
         self._since_frames = 0.0
         self._clock = time.monotonic()
         # Keys and the timer come through the queues of different widgets.
@@ -141,13 +146,15 @@ class ReplayApp(WatchApp):
             yield self._conversation
             yield self.panes
         yield self._bar
-        yield Footer(show_command_palette=False)
+        yield Footer(show_command_palette=False, compact=True)
 
     async def on_mount(self) -> None:
-        if self.size.width < SIDE_COLUMNS:
-            self.panes.layout_mode = "strip"
+        self._fit(self.app.size.width)
         await self._draw()
         self.set_interval(_TICK_S, self._on_time)
+
+    def on_resize(self, event: events.Resize) -> None:
+        self._fit(event.size.width)
 
     async def tick(self, seconds: float) -> None:
         """So much time has passed."""
@@ -179,7 +186,13 @@ class ReplayApp(WatchApp):
 
     def action_panes(self) -> None:
         super().action_panes()
-        self.screen_stack[0].set_class(self.panes.layout_mode == "full", "-full")
+        self._chosen = True
+        self.set_class(self.panes.layout_mode == "full", "-full")
+
+    def _fit(self, width: int) -> None:
+        """Panes where there is room for them, until the user has chosen."""
+        if not self._chosen:
+            self.panes.layout_mode = "side" if width >= _SIDE_COLUMNS else "strip"
 
     async def _on_time(self) -> None:
         now = time.monotonic()
@@ -212,7 +225,7 @@ class ReplayApp(WatchApp):
     async def _draw_text(self) -> None:
         """Brings the turns on the screen to what the transcript says."""
         async with self._drawing:
-            if self._conversation.is_attached and not self._exit:
+            if self._conversation.is_attached and self.is_running:
                 await self._draw_turns()
 
     async def _draw_turns(self) -> None:
