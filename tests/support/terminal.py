@@ -130,6 +130,13 @@ class Terminal:
         self._stream.feed(data)
         return bool(data)
 
+    def read(self) -> bytes:
+        """What was written, taken away before the emulator sees it; waits for something. Empty at the end."""
+        try:
+            return os.read(self._master, 65536)
+        except OSError:
+            return b""
+
     @staticmethod
     def _set_size(descriptor: int, size: tuple[int, int]) -> None:
         columns, rows = size

@@ -136,9 +136,9 @@ class PaneColumn(Widget):
         request = history.records[-1].request
         if (history.generation, request) != self._asked:
             self._asked = (history.generation, request)
-            self.run_worker(
-                partial(_work_out, history, history.reply(request), facts.experts, frame.memory.slots), thread=True
-            )
+            work = partial(_work_out, history, history.reply(request), facts.experts, frame.memory.slots)
+            # Described by itself, it would write out every number that it works on.
+            self.run_worker(work, thread=True, description="oracle")
 
     def _show(self, history: FrameHistory) -> None:
         self._history = history

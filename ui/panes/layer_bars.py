@@ -26,8 +26,14 @@ class LayerBars(Pane):
     LayerBars { height: 6; }
     """
 
+    _mixed: dict[tuple[int, int], Style]
+
     def lines_wanted(self, width: int) -> int:
         return 6
+
+    def notify_style_update(self) -> None:
+        super().notify_style_update()
+        self._mixed = {}
 
     def draw(self, width: int, height: int) -> list[Line]:
         history = self.history
@@ -51,34 +57,34 @@ class LayerBars(Pane):
     def _stacks(self, kinds: NDArray[np.int64], rows: int, cell: int) -> list[Line]:
         """[4, groups] selections as bars."""
         total = kinds.sum(axis=0)
-        shares = np.cumsum(kinds, axis=0) / np.maximum(1, total) * rows
-        lines: list[Line] = []
-        for row in range(rows - 1, -1, -1):
-            line: Line = []
-            for column in range(kinds.shape[1]):
-                if total[column]:
-                    line.append(self._cell(shares[:, column] - row, cell))
-                else:
-                    line.append(self.piece(("." if self.look is Look.ASCII else "·") * cell, "rule"))
-            lines.append(line)
-        return lines
+        tops = np.cumsum(kinds, axis=0) / np.maximum(1, total) * rows
+        bottom = np.arange(rows - 1, -1, -1)[:, None, None]
+        # [rows, 4, groups]: what of each place every kind takes.
+        parts = np.diff(np.clip(tops - bottom, 0.0, 1.0), axis=1, prepend=0.0)
+        nothing = self.piece(("." if self.look is Look.ASCII else "·") * cell, "rule")
+        place = self._place if self.look is Look.COLOUR else self._largest
+        return [
+            [place(shares, cell) if some else nothing for shares, some in zip(row, total.tolist(), strict=True)]
+            for row in parts.transpose(0, 2, 1).tolist()
+        ]
 
-    def _cell(self, tops: NDArray[np.float64], cell: int) -> Segment:
-        """One place of a stack; ``tops`` [4] are where the kinds end, in rows above the place's bottom."""
-        inside = np.clip(tops, 0.0, 1.0)
-        parts = np.diff(inside, prepend=0.0)
-        if self.look is not Look.COLOUR:
-            kind = int(parts.argmax())
-            return self.piece(GLYPHS[self.look][kind] * cell, KINDS[kind])
-        # A place has two colours: of more kinds in it, the lowest and the largest of those above it.
-        kinds = np.flatnonzero(parts > 1 / 32)
-        low = int(kinds[0])
-        if len(kinds) == 1:
+    def _largest(self, shares: list[float], cell: int) -> Segment:
+        """One place of a stack, as the kind that takes most of it."""
+        kind = shares.index(max(shares))
+        return self.piece(GLYPHS[self.look][kind] * cell, KINDS[kind])
+
+    def _place(self, shares: list[float], cell: int) -> Segment:
+        """One place of a stack. It has two colours: the lowest kind's, and that of the largest above it."""
+        low, *above = [kind for kind, share in enumerate(shares) if share > 1 / 32]
+        if not above:
             return Segment("█" * cell, self.style(KINDS[low]))
-        high = int(kinds[1:][parts[kinds[1:]].argmax()])
-        eighths = min(7, max(1, round(float(parts[low]) * 8)))
-        colour, above = self.style(KINDS[low]).color, self.style(KINDS[high]).color
-        return Segment(BLOCKS[eighths] * cell, Style(color=colour, bgcolor=above))
+        high = max(above, key=shares.__getitem__)
+        eighths = min(7, max(1, round(shares[low] * 8)))
+        style = self._mixed.get((low, high))
+        if style is None:
+            style = Style(color=self.style(KINDS[low]).color, bgcolor=self.style(KINDS[high]).color)
+            self._mixed[low, high] = style
+        return Segment(BLOCKS[eighths] * cell, style)
 
     def _worst(self, window: Window, width: int) -> Line:
         """The layers with the lowest hit rates: ``worst  3 71 % 12 ms  17 74 % 9 ms``."""

@@ -1,19 +1,20 @@
 """What all panes share: the palette, the three looks, a title line, and drawing line by line.
 
 A pane draws itself anew only when it is shown something, resized or restyled: `Pane.draw` makes all of its lines,
-and Textual's Line API takes them from there.
+and Textual's Line API takes them from there, only those that are others than before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
+from itertools import zip_longest
 from typing import ClassVar
 
 from rich.console import RenderableType
 from rich.segment import Segment
 from rich.style import Style
-from textual.geometry import Size
+from textual.geometry import Region, Size
 from textual.strip import Strip
 from textual.widget import Widget
 
@@ -116,6 +117,8 @@ class Pane(Widget):
         self.history: FrameHistory | None = None
         self._lines: list[Strip] | None = None
         self._lines_size = Size(0, 0)
+        self._seen = False
+        self._styles: dict[str, Style] = {}
 
     def show(self, history: FrameHistory) -> None:
         """Draws what the history says now."""
@@ -123,9 +126,17 @@ class Pane(Widget):
         self.redraw()
 
     def redraw(self) -> None:
-        """Draws again what there is."""
-        self._lines = None
-        self.refresh()
+        """Draws again what there is: at once if the last lines were seen, else when somebody looks."""
+        old, size = self._lines, self.content_size
+        if old is None or not self._seen or self._lines_size != size:
+            self._lines = None
+            self.refresh()
+            return
+        self._lines = new = self._made(size)
+        changed = [number for number, (was, line) in enumerate(zip_longest(old, new)) if was != line]
+        if changed:
+            self._seen = False
+            self.refresh(*(Region(0, number, size.width, 1) for number in changed))
 
     def draw(self, width: int, height: int) -> Sequence[Line]:
         """All lines, at most ``height`` of them; each is cut and filled to ``width``."""
@@ -145,7 +156,10 @@ class Pane(Widget):
 
     def style(self, name: str) -> Style:
         """The style of a component class, named without its prefix."""
-        return self.get_component_rich_style(f"pane--{name}")
+        style = self._styles.get(name)
+        if style is None:
+            style = self._styles[name] = self.get_component_rich_style(f"pane--{name}")
+        return style
 
     def piece(self, text: str, name: str = "text") -> Segment:
         return Segment(text, self.style(name))
@@ -190,18 +204,22 @@ class Pane(Widget):
     def notify_style_update(self) -> None:
         super().notify_style_update()
         self._lines = None
+        self._styles = {}
 
     def _drawn(self) -> list[Strip]:
         size = self.content_size
+        self._seen = True
         if self._lines is None or self._lines_size != size:
-            background = self.rich_style
-            lines = self.draw(size.width, size.height) if size.width > 0 and size.height > 0 else []
-            self._lines = [
-                Strip(Segment.apply_style(line, background)).adjust_cell_length(size.width, background).simplify()
-                for line in lines
-            ]
-            self._lines_size = size
+            self._lines, self._lines_size = self._made(size), size
         return self._lines
+
+    def _made(self, size: Size) -> list[Strip]:
+        background = self.rich_style
+        lines = self.draw(size.width, size.height) if size.width > 0 and size.height > 0 else []
+        return [
+            Strip(Segment.apply_style(line, background)).adjust_cell_length(size.width, background).simplify()
+            for line in lines
+        ]
 
 
 def percent(rate: float | None, digits: int = 0) -> str:

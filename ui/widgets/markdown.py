@@ -7,20 +7,60 @@ and a new widget goes on below it.
 
 from __future__ import annotations
 
+from functools import cache
+from threading import Lock
+
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from markdown_it.utils import EnvType
+from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Markdown
+from textual.widgets._markdown import MarkdownParagraph  # in no public module, but meant for `BLOCKS`
 from textual.widgets.markdown import MarkdownStream
 
 PART_CHARACTERS = 1_500
 """From here on a part is closed where a block ends."""
 
 
+class _Parser(MarkdownIt):
+    """One for all: making one takes longer than parsing a few words.
+
+    What finds links in it keeps notes while it works, so it works for one thread at a time.
+    """
+
+    _lock = Lock()
+
+    def parse(self, src: str, env: EnvType | None = None) -> list[Token]:
+        with self._lock:
+            return super().parse(src, env)
+
+
+@cache
+def _parser() -> MarkdownIt:
+    return _Parser("gfm-like")
+
+
+class Paragraph(MarkdownParagraph):
+    """A paragraph that asks for a new layout of the screen only when it becomes higher."""
+
+    def set_content(self, content: Content) -> None:
+        self._content = content
+        size = self.content_size
+        if not size:
+            self.update(content)
+            return
+        self.update(content, layout=False)
+        if self.get_content_height(size, self.app.size, size.width) != size.height:
+            self.refresh(layout=True)
+
+
 class ReplyMarkdown(Markdown):
     """A reply, or a part of one. Links open only when they are clicked, and only pages of the web."""
 
     def __init__(self, text: str) -> None:
-        super().__init__(text, open_links=False)
+        super().__init__(text, open_links=False, parser_factory=_parser)
+        self.BLOCKS = {**self.BLOCKS, "paragraph_open": Paragraph}
 
     def on_markdown_link_clicked(self, event: Markdown.LinkClicked) -> None:
         event.stop()
@@ -88,7 +128,7 @@ class MarkdownWriter:
 
 def last_block(text: str) -> int:
     """Where the last block of a document begins, in characters; 0 if it is the only one."""
-    tokens = MarkdownIt("gfm-like").parse(text)
+    tokens = _parser().parse(text)
     lines = [token.map[0] for token in tokens if token.map is not None and token.level == 0]
     if not lines:
         return 0
