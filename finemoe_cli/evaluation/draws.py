@@ -61,6 +61,12 @@ def draw_all(asked: Mapping[str, Any]) -> list[Draw]:
     for seed in parse_seeds(asked["seed"]):
         prompts = find_prompts(asked["dataset"], data, asked["limit"], seed)
         conversations = prompts.conversations
+        if share and len(conversations) < 2:
+            where = f" in {prompts.path}" if prompts.path else ""
+            raise ConfigError(
+                f"there is one conversation{where}, and a history and a test need two",
+                "measure it alone with --online",
+            )
         history, test = split(conversations, share, seed) if share else ([], list(conversations))
         times = arrival_times(asked["arrivals"], asked["arrival_scale"], len(test), seed)
         draws.append(Draw(seed, prompts, history, test, times))

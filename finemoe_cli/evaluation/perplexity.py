@@ -20,11 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from offload.errors import ConfigError, CorruptCheckpoint, FinemoeError, ModelError
+from offload.units import format_bytes
 
 WINDOW = 1024
 """Tokens in a window; fewer if the context is smaller."""
 TOKENS = "perplexity.tokens"
 """File of a run's folder: token ids, int32 in the machine's order."""
+
+LARGEST = 8 << 20
+"""Bytes of a text. It is turned into tokens as a whole, which takes some hundred bytes of memory for each."""
 
 _BLOCK = 1 << 20
 
@@ -62,7 +66,7 @@ def read_text(path: Path) -> Text:
     """See that a file is a text, whatever its size.
 
     Raises:
-        ConfigError: It cannot be read, has nothing in it, or is not text in UTF-8.
+        ConfigError: It cannot be read, has nothing in it, is not text in UTF-8, or is too large.
     """
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     digest, size, blank = hashlib.sha256(), 0, True
@@ -76,6 +80,8 @@ def read_text(path: Path) -> Text:
                     raise ConfigError(f"{path} is not text", "--perplexity needs a text in UTF-8")
                 digest.update(block)
                 size += len(block)
+                if size > LARGEST:
+                    raise ConfigError(f"{path} is larger than {format_bytes(LARGEST)}", "give a part of it")
                 blank = blank and not text.strip()
             decoder.decode(b"", final=True)
     except OSError as error:

@@ -41,6 +41,18 @@ def test_online_has_no_history():
         draw_all(asked(online=True, split="1:1"))
 
 
+def test_one_conversation_is_too_few_to_learn_from(tmp_path):
+    path = tmp_path / "one.txt"
+    path.write_text("Hello\n")
+    with pytest.raises(
+        ConfigError, match=r"one conversation in .*one\.txt, and a history and a test need two"
+    ) as raised:
+        draw_all(asked(data=str(path)))
+    assert "--online" in raised.value.hint
+    (draw,) = draw_all(asked(data=str(path), online=True))
+    assert len(draw.test) == 1
+
+
 @pytest.mark.parametrize("text", ["", "1,", "one", "-1", "1.5", "٣", "9" * 19])
 def test_no_seeds(text):
     with pytest.raises(ConfigError, match="--seed is '"):

@@ -53,6 +53,7 @@ def test_what_windows_come_to():
         (b"caf\xe9", "is not text in UTF-8"),
         (b"caf\xc3", "is not text in UTF-8"),
         (b"\x7fELF\0\0\0", "is not text"),
+        (b"word " * (2 << 20), "is larger than 8"),
         (b"x" * ((1 << 20) - 1) + "ä".encode() + b"\0", "is not text"),
     ],
 )
