@@ -20,12 +20,13 @@ from ui.chat.engine import State
 from ui.chat.keymap import CHAT_KEYS
 from ui.chat.setup import ChatSetup
 from ui.screens.answering import Answering
+from ui.screens.branches import Branches
 from ui.screens.command_runner import CommandRunner
 from ui.screens.engine_room import EngineRoom
 from ui.screens.help import HelpScreen
 from ui.screens.sessions import Chosen, SessionsScreen
 from ui.screens.telemetry import Telemetry
-from ui.sessions import Message, SessionStore
+from ui.sessions import SessionStore
 from ui.widgets.completions import Completions
 from ui.widgets.prompt import Prompt
 from ui.widgets.status_bar import StatusBar
@@ -47,6 +48,7 @@ class ChatScreen(Screen[None]):
         conversation: What is on the screen.
         room: The engine.
         answering: The reply that is coming.
+        branches: Going to messages, and making other versions of them.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -69,7 +71,7 @@ class ChatScreen(Screen[None]):
         self.prompt = Prompt(self.commands.complete, self._completions)
         self._bar = StatusBar()
         self._queue = Static("", id="queued", markup=False)
-        self._editing: Message | None = None
+        self.branches = Branches(self)
         self._left = False
 
     @property
@@ -178,8 +180,8 @@ class ChatScreen(Screen[None]):
             await self.runner.run(*command)
             return
         text = event.text[1:] if event.text.startswith("//") else event.text
-        if self._editing is not None:
-            await self._send_edited(text)
+        if self.branches.editing is not None:
+            await self.branches.send_edited(text)
         else:
             await self.answering.send(text)
 
@@ -189,20 +191,10 @@ class ChatScreen(Screen[None]):
         await self.answering.send(event.text)
 
     async def on_turn_asked(self, event: Turn.Asked) -> None:
-        turn = event.turn
-        if event.what == "other":
-            await self._go_from(turn, event.step)
-        elif event.what in ("copy", "copy_code"):
-            self.copy(code_blocks(turn.text) if event.what == "copy_code" else turn.text)
-        elif turn.message is None and event.what == "again":
-            await self.regenerate()
-        elif turn.message is not None:
-            if event.what == "edit":
-                self.edit(turn.message)
-            elif event.what == "again":
-                await self.regenerate(turn.message)
-            elif event.what == "version":
-                await self._show_version(turn.message, event.step)
+        if event.what in ("copy", "copy_code"):
+            self.copy(code_blocks(event.turn.text) if event.what == "copy_code" else event.turn.text)
+        else:
+            await self.branches.asked(event)
 
     async def on_notice_taken(self, event: Notice.Taken) -> None:
         action = event.notice.action
@@ -211,7 +203,7 @@ class ChatScreen(Screen[None]):
         if action == "restart":
             self.room.start()
         elif action == "try again" and not self.answering.busy:
-            await self.regenerate()
+            await self.branches.regenerate()
 
     # Actions.
 
@@ -220,8 +212,8 @@ class ChatScreen(Screen[None]):
             self.prompt.leave_completions()
         elif self.answering.busy:
             self.answering.stop()
-        elif self._editing is not None:
-            self._end_editing()
+        elif self.branches.editing is not None:
+            self.branches.end_editing()
             self.prompt.set_text("")
         self.prompt.focus()
 
@@ -250,7 +242,7 @@ class ChatScreen(Screen[None]):
         self.app.push_screen(screen, chosen)
 
     async def action_regenerate(self) -> None:
-        await self.regenerate()
+        await self.branches.regenerate()
 
     def action_profiles(self) -> None:
         self.runner.choose_profile()
@@ -271,19 +263,10 @@ class ChatScreen(Screen[None]):
         self.chat_app.edit_in_editor(self.prompt)
 
     async def action_message(self, step: int) -> None:
-        focused = self.focused
-        if isinstance(focused, Turn):
-            await self._go_from(focused, step)
-        elif step < 0 and self.transcript.turns:
-            self.transcript.turns[-1].focus()
+        await self.branches.go(step)
 
     async def action_version(self, step: int) -> None:
-        focused = self.focused
-        turns = [focused] if isinstance(focused, Turn) else reversed(self.transcript.turns)
-        for turn in turns:
-            if turn.message is not None and turn.versions[1] > 1:
-                await self._show_version(turn.message, step)
-                return
+        await self.branches.other_version(step)
 
     def action_page(self, step: int) -> None:
         if step < 0:
@@ -302,38 +285,12 @@ class ChatScreen(Screen[None]):
         else:
             self.notify("there is nothing to copy", severity="warning", timeout=2)
 
-    def edit(self, message: Message) -> None:
-        """Puts a message of the user's into the prompt; sending it makes a new branch."""
-        if self.answering.busy:
-            self.notify("stop the reply first (Esc)", severity="warning")
-            return
-        self._editing = message
-        self.prompt.set_text(message.content)
-        self.prompt.border_title = "editing: Enter sends it as a new branch, Esc leaves it"
-        self.prompt.add_class("-editing")
-        self.prompt.focus()
-
-    async def regenerate(self, message: Message | None = None) -> None:
-        """Answers once more what the message answers, or what it says if it is the user's."""
-        conversation = self.conversation
-        if self.answering.busy or not conversation.branch:
-            self.notify("stop the reply first (Esc)" if self.answering.busy else "there is nothing to answer yet")
-            return
-        last = message or conversation.branch[-1]
-        ids = [one.id for one in conversation.branch]
-        place = ids.index(conversation.id_of(last.id))
-        asked = place if last.role == "user" else place - 1
-        conversation.go_back_to(ids[asked] if asked >= 0 else None)
-        await self.transcript.cut_after(conversation.branch)
-        self.prompt.focus()
-        self.answering.begin()
-
     async def show_session(self, session_id: int | None, message_id: int | None = None) -> None:
         """Shows a kept session, or a new one."""
         if self.answering.busy:
             self.notify("stop the reply first (Esc)", severity="warning")
             return
-        self._end_editing()
+        self.branches.end_editing()
         self.answering.forget_window()
         try:
             if session_id is None:
@@ -381,49 +338,6 @@ class ChatScreen(Screen[None]):
         self.prompt.set_text(take_draft())
         for warning in self.setup.warnings:
             await self.say(warning, "warning")
-
-    async def _send_edited(self, text: str) -> None:
-        message, conversation = self._editing, self.conversation
-        assert message is not None
-        self._end_editing()
-        ids = [one.id for one in conversation.branch]
-        place = ids.index(conversation.id_of(message.id))
-        conversation.go_back_to(ids[place - 1] if place else None)
-        await self.transcript.cut_after(conversation.branch)
-        await self.answering.send(text)
-
-    def _end_editing(self) -> None:
-        self._editing = None
-        self.prompt.border_title = None
-        self.prompt.remove_class("-editing")
-
-    async def _show_version(self, message: Message, step: int) -> None:
-        if self.answering.busy:
-            self.notify("stop the reply first (Esc)", severity="warning")
-            return
-        before = [one.id for one in self.conversation.branch]
-        place = before.index(self.conversation.id_of(message.id))
-        if not self.conversation.move(message.id, step):
-            return
-        focused = isinstance(self.focused, Turn)
-        await self.transcript.show(self.conversation.branch)
-        await self.transcript.load_for(place)
-        if focused:
-            shown = self.conversation.branch[place].id
-            next(turn for turn in self.transcript.turns if turn.message and turn.message.id == shown).focus()
-        self.refresh_state()
-
-    async def _go_from(self, turn: Turn, step: int) -> None:
-        turns = self.transcript.turns
-        place = turns.index(turn) + step
-        if place < 0:
-            await self.transcript.load_earlier()
-            place = self.transcript.turns.index(turn) + step
-            turns = self.transcript.turns
-        if place >= len(turns):
-            self.prompt.focus()
-        elif place >= 0:
-            turns[place].focus()
 
     def _unsaved(self, error: FinemoeError) -> None:
         self._add_notice(

@@ -176,13 +176,13 @@ class CommandRunner:
         self._screen.copy(code_blocks(text) if argument == "code" else text)
 
     async def do_regen(self, argument: str) -> None:
-        await self._screen.regenerate()
+        await self._screen.branches.regenerate()
 
     async def do_edit(self, argument: str) -> None:
         said = [message for message in self._screen.conversation.branch if message.role == "user"]
         if not said:
             raise ConfigError("nothing was said yet")
-        self._screen.edit(said[-1])
+        self._screen.branches.edit(said[-1])
 
     async def do_editor(self, argument: str) -> None:
         self._screen.action_editor()
