@@ -12,6 +12,7 @@ from typing import Any
 from finemoe_cli.evaluation.folder import Row
 from finemoe_cli.evaluation.gates import flat
 from finemoe_cli.evaluation.metrics import COUNTS, TIMES, metrics_of
+from finemoe_cli.evaluation.sections import markdown_table, sections
 from offload.units import MIB, format_bytes
 from profiles.files import write_atomically
 from profiles.settings import flag_name
@@ -99,7 +100,7 @@ def report_md(summary: Mapping[str, Any]) -> str:
     how = "greedy" if sampling["temperature"] == 0 else f"temperature {sampling['temperature']}"
     parts = [
         f"# Evaluation of {Path(config['model']).name}\n{state}{note}",
-        _table(
+        markdown_table(
             ("", ""),
             [
                 ("prompts", f"{source}; {data['history']} to learn from, {data['test']} to test with{skipped}"),
@@ -112,7 +113,7 @@ def report_md(summary: Mapping[str, Any]) -> str:
             ],
         ),
         "## Latency\n\nMilliseconds: median / 90 % / 99 %.\n",
-        _table(
+        markdown_table(
             ("policy@budget", "requests", "TTFT", "TPOT", "ITL", "end to end", "tokens/s"),
             [
                 (
@@ -126,14 +127,14 @@ def report_md(summary: Mapping[str, Any]) -> str:
         ),
         "## Experts\n",
         *(
-            f"{title}:\n\n" + _table(
+            f"{title}:\n\n" + markdown_table(
                 ("policy@budget", "hit", "covered", "late", "missed", "MiB/token", "wasted", "stall ms/token"),
                 [(one["name"], *_experts(one[phase])) for one in combinations],
             )
             for phase, title in (("prefill", "Prompts"), ("decode", "Decoding"))
         ),
         "## Memory\n",
-        _table(
+        markdown_table(
             ("policy@budget", "peak", "budget", "experts in memory"),
             [
                 (
@@ -145,16 +146,10 @@ def report_md(summary: Mapping[str, Any]) -> str:
                 for one in combinations
             ],
         ),
+        *sections(summary),
         f"## Again\n\n```sh\n{_command(config['asked'])}\n```\n",
     ]  # fmt: skip
     return "\n".join(parts)
-
-
-def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |\n"
-
-    return line(headers) + "|" + "---|" * len(headers) + "\n" + "".join(line(row) for row in rows)
 
 
 def _command(asked: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from finemoe_cli.evaluation.breakdown import breakdown_of
 from finemoe_cli.evaluation.metrics import metrics_of
 from finemoe_cli.evaluation.report import combinations_csv, report_md, requests_csv
 from tests.finemoe_cli.evaluation.test_compare import request
@@ -42,11 +43,17 @@ def summary(rows: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
         },
         "config": {
             "model": "/models/tiny",
-            "asked": {"seed": 0, "policy": None, "max_new_tokens": "5", "system": "Be brief."},
+            "asked": {
+                "seed": "0", "policy": None, "max_new_tokens": "5", "system": "Be brief.", "online": False,
+                "arrivals": None,
+            },
+            "perplexity": None,
             "sampling": {"max_new_tokens": 5, "temperature": 0.0, "seed": 0},
         },
         "sittings": [{"versions": {"torch": "2"}, "commit": None, "machine": machine, "groups": [["demand@low"]]}],
-        "combinations": [names | {"device": "cpu", "kernels": "fast"} | metrics_of(rows)],
+        "combinations": [names | {"device": "cpu", "kernels": "fast"} | metrics_of(rows) | breakdown_of(rows)],
+        "over_seeds": [],
+        "exact": None,
     } | more  # fmt: skip
 
 
