@@ -95,6 +95,7 @@ class Sampling:
         min_p: Keep tokens with at least this share of the likeliest token's probability.
         repetition_penalty: Above 1 makes tokens that were there less likely.
         seed: Makes sampling repeatable.
+        ignore_eos: Go on to ``max_new_tokens`` where the model would end: for measuring.
     """
 
     max_new_tokens: int = 512
@@ -104,6 +105,7 @@ class Sampling:
     min_p: float | None = None
     repetition_penalty: float | None = None
     seed: int | None = None
+    ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         _within("max_new_tokens", self.max_new_tokens, 1, None)

@@ -72,6 +72,7 @@ _STAGES = {
     "export": "writing the table",
     "load": "loading the model",
     "calibrate": "measuring the disk",
+    "measure": "measuring",
 }
 """Stages in words; one that is not here is shown by its name."""
 

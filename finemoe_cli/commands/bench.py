@@ -3,31 +3,158 @@
 from __future__ import annotations
 
 import time
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from finemoe_cli import options
+from finemoe_cli.bench.command_group import MeasuringGroup
+from finemoe_cli.models import ensure_model
 from finemoe_cli.output import Output
 from offload.models.synthetic.recipe import DEFAULT_PERSISTENCE, DEFAULT_SKEW, SHAPES, recipe
 from offload.units import format_bytes
+from profiles.environment import prepare_process
+from profiles.settings import resolve
+
+if TYPE_CHECKING:
+    from finemoe_cli.bench.plan import Configuration, Workload
+    from finemoe_cli.bench.samples import Measured
 
 app = typer.Typer(
-    help="Measure what a model costs on this machine, and make models to measure with.",
-    no_args_is_help=True,
+    cls=MeasuringGroup,
     rich_markup_mode="rich",
     epilog="""
 [bold]Examples[/]
 
+  finemoe bench demo
+  finemoe bench demo -p 0 -n 64 --policy demand,auto --budget 12.5%,25%
   finemoe bench make-model qwen1.5-moe-a2.7b --layers 4 small-qwen
 """,
 )
 
 
+class Form(StrEnum):
+    """How a table is printed."""
+
+    TABLE = "table"
+    MARKDOWN = "md"
+    CSV = "csv"
+
+
 def complete_shape() -> list[str]:
     """Shapes of synthetic models, for the shell."""
     return list(SHAPES)
+
+
+Generate = Annotated[
+    int, typer.Option("--generate", "-n", metavar="TOKENS", help="Tokens of the generation test; 0 for none.")
+]
+Repeats = Annotated[int, typer.Option("--repeats", "-r", metavar="NUMBER", help="How often each test is made.")]
+Seed = Annotated[int, typer.Option("--seed", metavar="NUMBER", help="Of the tokens that are drawn.")]
+Policies = Annotated[
+    str | None,
+    typer.Option(
+        "--policy", metavar="NAMES", help="One or several, with commas.", autocompletion=options.complete_policy
+    ),
+]
+Precisions = Annotated[
+    str | None,
+    typer.Option("--precision", metavar="NAMES", help="bf16, or what the model was packed in; with commas."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def bench(
+    invoked: typer.Context,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="demo, another pulled model, or a folder; the configured one if not given.",
+            autocompletion=options.complete_model,
+            show_default=False,
+        ),
+    ] = None,
+    prompt: Annotated[
+        int, typer.Option("--prompt", "-p", metavar="TOKENS", help="Tokens of the prompt test; 0 for none.")
+    ] = 512,
+    generate: Generate = 128,
+    repeats: Repeats = 3,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            "--profile",
+            metavar="NAMES",
+            help="One or several, with commas.",
+            autocompletion=options.complete_profile,
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", metavar="BUDGETS", help="Instead of profiles: sizes or shares, with commas."),
+    ] = None,
+    policy: Policies = None,
+    precision: Precisions = None,
+    context: options.Context = None,
+    kernels: options.Kernels = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
+    lanes: options.Lanes = None,
+    seed: Seed = 0,
+    cold: Annotated[
+        bool,
+        typer.Option("--cold", metavar="", help="Each repeat begins with empty slots and nothing cached."),
+    ] = False,
+    form: Annotated[
+        Form, typer.Option("--format", metavar="KIND", help="How the rows are printed: table, md or csv.")
+    ] = Form.TABLE,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Measure prompts and generation, in the manner of llama-bench, and what waiting for experts has to do with it.
+
+    Each configuration is opened in a process of its own, goes through each test once uncounted, and starts with
+    nothing learnt before. Commands of its own: finemoe bench sweep, finemoe bench make-model.
+    """
+    if invoked.invoked_subcommand is not None:
+        return
+    output = Output(as_json=as_json, quiet=quiet)
+    from finemoe_cli.bench.plan import Workload, configurations
+
+    workload = Workload(prompt=prompt, generate=generate, repeats=repeats, seed=seed, cold=cold)
+    folder = _model(model, output)
+    asked = {
+        "model": model,
+        "profile": profile,
+        "budget": budget,
+        "policy": policy,
+        "precision": precision,
+        "kernels": kernels,
+        "device": device,
+        "threads": threads,
+        "lanes": lanes,
+        "context": context,
+    }
+    from finemoe_cli.bench.facts import facts_of
+    from finemoe_cli.bench.rows import HEADERS, Row, as_csv, as_markdown, cells_of, rows_of
+
+    found = configurations(asked, folder, workload)
+    facts = facts_of(folder)
+    rows: list[Row] = []
+    for one in found:
+        rows += rows_of(one, workload, _measured(one, workload, output, routing=False))
+    if as_json:
+        output.json(facts.to_dict() | {"workload": workload.to_dict(), "rows": [row.to_dict() for row in rows]})
+    elif form is Form.CSV:
+        output.line(as_csv(facts.flat, rows))
+    elif form is Form.MARKDOWN:
+        output.line(as_markdown(facts.pairs, rows))
+    else:
+        output.pairs(facts.pairs)
+        output.line("")
+        output.table(HEADERS, [cells_of(row) for row in rows])
 
 
 @app.command("make-model")
@@ -94,3 +221,23 @@ def make_model(
     what = f"{made.card.shape}, {made.card.extent}, {format_bytes(made.nbytes)}"
     output.note(f"made {what}" if made.changed else f"{what}, was there already")
     output.line(str(out))
+
+
+def _model(name: str | None, output: Output) -> Path:
+    """The folder of the model to measure, and the process made ready for it."""
+    for warning in prepare_process():
+        output.warn(warning)
+    return ensure_model(resolve({"model": name or None}).settings.model, output)
+
+
+def _measured(one: Configuration, workload: Workload, output: Output, *, routing: bool) -> Measured:
+    """One configuration, with its progress shown under its name."""
+    from finemoe_cli.bench.engines import measure
+
+    output.note(f"measuring {one.name}")
+    with output.progress(transient=True, lines=False) as progress:
+        return measure(one, workload, progress or _silent, routing=routing)
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """For those who want to hear nothing."""

@@ -96,6 +96,8 @@ def generation_config(model: Any, sampling: Sampling, new_tokens: int, prompt_to
     if config.pad_token_id is None:
         eos = config.eos_token_id
         config.pad_token_id = eos[0] if isinstance(eos, list) else eos
+    if sampling.ignore_eos:
+        config.eos_token_id = None
     if prompt_tokens > PREFILL_CHUNK:
         config.prefill_chunk_size = PREFILL_CHUNK
     return config
