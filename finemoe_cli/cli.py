@@ -16,6 +16,7 @@ from finemoe_cli.commands import (
     models,
     pack,
     plan,
+    plot,
     profiles,
     pull,
     replay,
@@ -61,6 +62,7 @@ app.add_typer(sessions.app, name="sessions")
 app.add_typer(trace.app, name="trace")
 app.command(epilog=simulate.EPILOG)(simulate.simulate)
 app.add_typer(evaluate.app, name="eval")
+app.command(epilog=plot.EPILOG)(plot.plot)
 app.add_typer(bench.app, name="bench")
 app.add_typer(maps.app, name="maps")
 app.add_typer(profiles.app, name="profiles")

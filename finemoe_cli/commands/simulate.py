@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from finemoe_cli import options
+from finemoe_cli.figures import FORMATS
 from finemoe_cli.output import Output
 from finemoe_cli.simulation_arguments import (
     read_budgets,
@@ -43,8 +44,6 @@ EPILOG = """
   finemoe simulate demo.trace --calibrated --budget 25%
   finemoe simulate demo.trace --policy promoe --option promoe.stride=3 --csv runs.csv --figure runs.svg
 """
-
-FIGURES = (".svg", ".png", ".pdf")
 
 _WHAT = "What is replayed"
 _OUTPUT = "Output"
@@ -353,8 +352,8 @@ def _timing_json(name: str, timing: Timing) -> dict[str, Any]:
 
 def _check_targets(paths: Sequence[Path], figure: Path | None, *, force: bool) -> None:
     """Before anything is computed, which may take long."""
-    if figure is not None and figure.suffix not in FIGURES:
-        raise ConfigError(f"{figure} is no name of a figure", f"it ends with one of {', '.join(FIGURES)}")
+    if figure is not None and figure.suffix.removeprefix(".") not in FORMATS:
+        raise ConfigError(f"{figure} is no name of a figure", f"it ends with one of .{', .'.join(FORMATS)}")
     for path in paths:
         if path.exists() and not force:
             raise ConfigError(f"{path} is there already", "choose another name, or say --force")

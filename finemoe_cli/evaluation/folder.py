@@ -6,7 +6,7 @@
     requests.jsonl    a row for each request, written safely to the disk as soon as it is over
     perplexity.jsonl  a row for each window of a text; exact.jsonl: for each request that was held again
     summary.json      what they come to
-    report.md         the same for people; combinations.csv and requests.csv for spreadsheets
+    report.md         the same for people, report.html with figures; combinations.csv and more for spreadsheets
     routing.npz       what the routers chose; routing/ has it of each request, until the run is complete
     engines.log       what the engines' processes said on stderr
     learnt/           what policies learned from the history, until the run is complete

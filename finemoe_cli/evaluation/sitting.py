@@ -118,6 +118,11 @@ def sit(plan: Plan, folder: RunFolder, side_by_side: int | None, output: Output)
             from finemoe_cli.evaluation.routing import write_routing  # With NumPy, which no engine has to pay for.
 
             write_routing(folder.path, complete=run["complete"])
+    if run["complete"]:
+        with output.waiting("drawing the figures"):
+            from finemoe_cli.evaluation.page import write_page
+
+            write_page(folder.path, summary, folder.rows())
     return summary
 
 

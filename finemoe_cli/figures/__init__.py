@@ -11,6 +11,10 @@ import os
 
 from profiles.paths import plotting_dir
 
+FORMATS = ("svg", "png", "pdf")
+FIGURES = ("policies", "latency", "layers", "timeline", "maps", "entropy", "entropy-steps", "distance")
+"""All that ``finemoe plot`` draws."""
+
 # Before matplotlib is imported: a window system is not wanted, and its list of fonts goes where all else is cached.
 os.environ["MPLBACKEND"] = "agg"
 os.environ.setdefault("MPLCONFIGDIR", str(plotting_dir()))

@@ -8,18 +8,21 @@ from __future__ import annotations
 import csv
 import io
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-FORMATS = ("svg", "png", "pdf")
+from finemoe_cli.figures import FORMATS as FORMATS
+
 INK, RULE, PAPER = "#20242c", "#d9dde5", "#ffffff"
-SHADES = "cividis_r"
+SHADES = "Blues"
 """Of heatmaps: its lightness falls evenly, so it says the same in grey."""
 
 _HUES = (
@@ -67,6 +70,9 @@ _DATES: dict[str, dict[str, None]] = {
     "pdf": {"CreationDate": None},
     "png": {},
 }
+
+_WIDEST = 28
+"""Characters of a panel's title."""
 
 Cell = str | int | float | None
 
@@ -171,6 +177,16 @@ def below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None
     figure.legend(handles, labels, loc="outside lower left", ncols=columns, handlelength=2.6)
 
 
+def titled(label: str, words: str) -> str:
+    """The title of a panel where several sources have one; a long label is shortened to the panel's width."""
+    return f"{label if len(label) <= _WIDEST else label[: _WIDEST - 1] + '…'}\n{words}"
+
+
+def whole_numbers(axis: Axis) -> None:
+    """No ticks between the numbers of layers, experts or tokens."""
+    axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+
+
 @contextmanager
 def styled() -> Iterator[None]:
     """Within the block, what is drawn has finemoe's style whatever the user's settings of matplotlib are."""
@@ -192,9 +208,3 @@ def render(figure: Figure, kind: str, name: str) -> bytes:
     with styled(), mpl.rc_context({"svg.hashsalt": name}):
         figure.savefig(file, format=kind, metadata=_DATES[kind])
     return file.getvalue()
-
-
-def drawn(draw: Callable[[], Drawing]) -> Drawing:
-    """What `draw` draws, in finemoe's style."""
-    with styled():
-        return draw()
