@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from finemoe_cli.commands import plot as module
+from finemoe_cli.evaluation.folder import FORMAT
 from finemoe_cli.figures import FIGURES
 from offload.errors import ConfigError, DamagedFile, FinemoeError, NotFound, StorageError, TraceError
 from offload.trace.file import Trace, TraceHeader
@@ -155,7 +156,7 @@ def test_a_folder_that_cannot_be_written(run):
     [
         ("routing.npz", b"PK\x03\x04 and then nothing"),
         ("run.json", b"{"),
-        ("run.json", json.dumps({"format": 1, "config": {"combinations": [{}]}}).encode()),
+        ("run.json", json.dumps({"format": FORMAT, "config": {"combinations": [{}]}}).encode()),
         ("requests.jsonl", b"hm\n{}\n"),
     ],
     ids=lambda value: str(value)[:24],

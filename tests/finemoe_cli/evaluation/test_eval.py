@@ -139,6 +139,7 @@ def test_it_says_what_it_was_measured_with(run):
         "layers.csv",
         "positions.csv",
         "progress.csv",
+        "report.html",
         "report.md",
         "requests.csv",
         "requests.jsonl",
