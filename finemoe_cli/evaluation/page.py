@@ -1,8 +1,12 @@
-"""The report of a run as one page with its figures (``report.html``), which needs nothing from outside."""
+"""The report of a run as one page with its figures (``report.html``), which needs nothing from outside.
+
+``python -m finemoe_cli.evaluation.page RUN`` writes it.
+"""
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -10,15 +14,14 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
-from finemoe_cli.evaluation.folder import Row
-from finemoe_cli.evaluation.report import report_md
+from finemoe_cli.evaluation.folder import SUMMARY, Row, RunFolder, read_object
+from finemoe_cli.evaluation.report import PAGE, report_md
 from finemoe_cli.figures import FIGURES
 from finemoe_cli.figures.canvas import INK, PAPER, RULE, Drawing, render
 from finemoe_cli.figures.gallery import draw_all
 from finemoe_cli.figures.sources import run_source
+from offload.errors import FinemoeError
 from profiles.files import write_atomically
-
-PAGE = "report.html"
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #20242c; --rule: #d9dde5; --paper: #ffffff; --faint: #5d6675; }
@@ -76,3 +79,16 @@ def inline_svg(drawing: Drawing) -> str:
         text = text.replace(colour, f"var(--{name})")
     label = f'role="img" aria-label="{escape(drawing.title)}" style="stroke-linejoin: round; stroke-linecap: butt"'
     return text.replace("<svg ", f"<svg {label} ", 1).strip()
+
+
+def main() -> None:
+    """Write the page of the run that is named."""
+    try:
+        folder = RunFolder(Path(sys.argv[1]))
+        write_page(folder.path, read_object(folder.path / SUMMARY), folder.rows())
+    except FinemoeError as error:
+        raise SystemExit(error.message) from None
+
+
+if __name__ == "__main__":
+    main()

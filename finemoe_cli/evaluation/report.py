@@ -1,10 +1,16 @@
-"""The report of a run, for people (``report.md``) and for spreadsheets (``combinations.csv``, ``requests.csv``)."""
+"""The report of a run, for people (``report.md``) and for spreadsheets (``combinations.csv``, ``requests.csv``).
+
+``report.html``, which has figures too, is made by ``finemoe_cli.evaluation.page``.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
+import os
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +19,13 @@ from finemoe_cli.evaluation.folder import Row
 from finemoe_cli.evaluation.gates import flat
 from finemoe_cli.evaluation.metrics import COUNTS, TIMES, metrics_of
 from finemoe_cli.evaluation.sections import markdown_table, sections
+from offload.errors import StorageError
 from offload.units import MIB, format_bytes
 from profiles.files import write_atomically
 from profiles.settings import flag_name
 
 REPORT = "report.md"
+PAGE = "report.html"
 COMBINATIONS = "combinations.csv"
 REQUESTS = "requests.csv"
 
@@ -60,6 +68,30 @@ def write_report(folder: Path, summary: Mapping[str, Any], rows: Sequence[Row]) 
     write_atomically(folder / REPORT, report_md(summary))
     write_atomically(folder / COMBINATIONS, combinations_csv(summary))
     write_atomically(folder / REQUESTS, requests_csv(rows))
+
+
+def draw_page(folder: Path) -> None:
+    """Write ``report.html``: in a process of its own, as drawing takes much memory.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    root = str(Path(__file__).parents[2])
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "finemoe_cli.evaluation.page", str(folder)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+        check=False,
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        why = lines[-1] if lines else f"exit code {done.returncode}"
+        raise StorageError(
+            f"the figures of {folder} could not be drawn: {why}", "all else is kept; try finemoe plot"
+        )
 
 
 def combinations_csv(summary: Mapping[str, Any]) -> str:

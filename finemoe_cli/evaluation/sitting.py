@@ -15,7 +15,7 @@ from finemoe_cli.evaluation.exact import check_room
 from finemoe_cli.evaluation.folder import FORMAT, RunFolder
 from finemoe_cli.evaluation.perplexity import TOKENS, tokenise
 from finemoe_cli.evaluation.plan import Plan
-from finemoe_cli.evaluation.report import write_report
+from finemoe_cli.evaluation.report import PAGE, draw_page, write_report
 from finemoe_cli.evaluation.runner import Runner, Stopped
 from finemoe_cli.evaluation.summary import summarise
 from finemoe_cli.output import Output
@@ -66,6 +66,8 @@ def sit(plan: Plan, folder: RunFolder, side_by_side: int | None, output: Output)
             raise _other(folder.path, _WORDS[name])
     if run["complete"]:
         output.note("every conversation was held already")
+        if not (folder.path / PAGE).exists():
+            _draw(folder, output)
         return summarise(folder)
 
     def opened(combination: str, ready: dict[str, Any]) -> None:
@@ -119,11 +121,13 @@ def sit(plan: Plan, folder: RunFolder, side_by_side: int | None, output: Output)
 
             write_routing(folder.path, complete=run["complete"])
     if run["complete"]:
-        with output.waiting("drawing the figures"):
-            from finemoe_cli.evaluation.page import write_page
-
-            write_page(folder.path, summary, folder.rows())
+        _draw(folder, output)
     return summary
+
+
+def _draw(folder: RunFolder, output: Output) -> None:
+    with output.waiting("drawing the figures"):
+        draw_page(folder.path)
 
 
 def _other(path: Path, what: str) -> ConfigError:

@@ -12,6 +12,7 @@ import pytest
 
 from finemoe_cli.commands import plot as module
 from finemoe_cli.evaluation.folder import FORMAT
+from finemoe_cli.evaluation.report import draw_page
 from finemoe_cli.figures import FIGURES
 from offload.errors import ConfigError, DamagedFile, FinemoeError, NotFound, StorageError, TraceError
 from offload.trace.file import Trace, TraceHeader
@@ -45,6 +46,18 @@ def test_a_run_ends_with_a_page(run):
     page = (run / "report.html").read_text()
     assert re.findall(r'<figure id="([^"]+)"', page) == OF_RUN
     assert "finemoe@50%" in page
+
+
+def test_a_page_that_is_missing_is_made(run, command, tmp_path):
+    """As when it was interrupted; a run that is complete is not held again for it."""
+    other = shutil.copytree(run, tmp_path / "other")
+    (other / "report.html").unlink()
+    done = command("eval", "--resume", str(other), "-q")
+    assert done.code == 0, done.err
+    assert (other / "report.html").read_bytes() == (run / "report.html").read_bytes()
+    (other / "routing.npz").write_bytes(b"")
+    with pytest.raises(StorageError, match=r"could not be drawn: .*routing.npz is damaged"):
+        draw_page(other)
 
 
 def test_all_that_a_run_has_something_for(command, run):
