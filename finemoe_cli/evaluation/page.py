@@ -17,19 +17,45 @@ from markdown_it import MarkdownIt
 from finemoe_cli.evaluation.folder import SUMMARY, Row, RunFolder, read_object
 from finemoe_cli.evaluation.report import PAGE, report_md
 from finemoe_cli.figures import FIGURES
-from finemoe_cli.figures.canvas import INK, PAPER, RULE, Drawing, render
+from finemoe_cli.figures.canvas import HUES, INK, PAPER, RULE, Drawing, render
 from finemoe_cli.figures.gallery import draw_all
 from finemoe_cli.figures.sources import run_source
 from offload.errors import FinemoeError
 from profiles.files import write_atomically
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #20242c; --rule: #d9dde5; --paper: #ffffff; --faint: #5d6675; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e3e7ee; --rule: #3a4150; --paper: #16191f; --faint: #9aa4b5; }
-  figure svg image { filter: brightness(0.9); }
+_COLOURS = {"ink": INK, "rule": RULE, "paper": PAPER, "faint": "#5d6675"} | {
+    f"hue-{number}": hue for number, hue in enumerate(HUES)
 }
-body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem; background: var(--paper); color: var(--ink);
+_IN_THE_DARK = {
+    "ink": "#e3e7ee",
+    "rule": "#3a4150",
+    "paper": "#16191f",
+    "faint": "#9aa4b5",
+    # Those of `HUES` that would be too dark.
+    "hue-0": "#5b9bf5",
+    "hue-4": "#d184d6",
+    "hue-5": "#f0765a",
+    "hue-6": "#93a1b8",
+    "hue-8": "#c98f4e",
+    "hue-9": "#e3e7ee",
+    "hue-10": "#a3c653",
+}
+
+
+def _variables(colours: Mapping[str, str]) -> str:
+    return ":root { " + " ".join(f"--{name}: {colour};" for name, colour in colours.items()) + " }"
+
+
+_STYLE = (
+    f"""
+:root {{ color-scheme: light dark; }}
+{_variables(_COLOURS)}
+@media (prefers-color-scheme: dark) {{
+  {_variables(_IN_THE_DARK)}
+  figure svg image {{ filter: brightness(0.9); }}
+}}
+"""
+    + """body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem; background: var(--paper); color: var(--ink);
   font: 15px/1.5 "DejaVu Sans", Helvetica, Arial, sans-serif; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 .wide { overflow-x: auto; }
@@ -41,6 +67,7 @@ pre { overflow-x: auto; padding: 0.7rem; border: 1px solid var(--rule); }
 figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; }
 figcaption { color: var(--faint); font-size: 0.85rem; max-width: 46rem; }
 """
+)
 
 
 def write_page(folder: Path, summary: Mapping[str, Any], rows: Iterable[Row]) -> None:
@@ -75,7 +102,7 @@ def inline_svg(drawing: Drawing) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*|<style[^>]*>.*?</style>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>{drawing.name}.", text)
-    for colour, name in ((INK, "ink"), (RULE, "rule"), (PAPER, "paper")):
+    for name, colour in _COLOURS.items():
         text = text.replace(colour, f"var(--{name})")
     label = f'role="img" aria-label="{escape(drawing.title)}" style="stroke-linejoin: round; stroke-linecap: butt"'
     return text.replace("<svg ", f"<svg {label} ", 1).strip()

@@ -25,10 +25,11 @@ INK, RULE, PAPER = "#20242c", "#d9dde5", "#ffffff"
 SHADES = "Blues"
 """Of heatmaps: its lightness falls evenly, so it says the same in grey."""
 
-_HUES = (
+HUES = (
     "#0f4fae", "#8a93a6", "#d99f1a", "#14a882", "#9b2fa0", "#c02a08",
     "#5d6b82", "#4aa3df", "#7a4a12", "#111418", "#6b8e23",
 )  # fmt: skip
+"""Of series, on paper."""
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2.5)), (0, (1.6, 1.6)), (0, (7, 2.5, 1.6, 2.5)), (0, (1, 2.6)))
 _MARKERS = ("o", "s", "D", "^", "X", "P")
 _HATCHES = ("", "////", "....", "xx", "\\\\\\\\", "++", "--")
@@ -134,7 +135,7 @@ def looks_of(names: Iterable[str], known: Iterable[str] = ()) -> dict[str, Look]
     """
     return {
         name: Look(
-            _HUES[place % len(_HUES)],
+            HUES[place % len(HUES)],
             _DASHES[place % len(_DASHES)],
             _MARKERS[place % len(_MARKERS)],
             _HATCHES[place % len(_HATCHES)],

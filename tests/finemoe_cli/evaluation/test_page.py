@@ -7,11 +7,13 @@ from collections import Counter
 from html.parser import HTMLParser
 from typing import Any
 
+import numpy as np
 import pytest
 
 from finemoe_cli.evaluation.page import page_html
 from finemoe_cli.evaluation.report import report_md
 from finemoe_cli.figures import FIGURES
+from finemoe_cli.figures.canvas import HUES, INK, PAPER, RULE
 from finemoe_cli.figures.gallery import draw_all
 from tests.finemoe_cli.evaluation.test_report import ROWS, summary
 from tests.finemoe_cli.figures.made_up import source
@@ -87,7 +89,24 @@ def test_it_has_the_tables_of_the_report(page):
 def test_it_is_dark_where_the_reader_is(text):
     assert "prefers-color-scheme: dark" in text
     svgs = "".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL))
-    assert "var(--ink)" in svgs and not re.search("#20242c|#d9dde5|#ffffff", svgs)
+    assert not re.search("|".join([INK, RULE, PAPER, *HUES]), svgs)
+    light, dark = (
+        dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6});", part))
+        for part in text.split("prefers-color-scheme")[:2]
+    )
+    used = set(re.findall(r"var\(--([a-z0-9-]+)\)", svgs))
+    assert {"ink", "rule", "paper", "hue-0"} <= used <= set(light)
+    for paper, colours in ((light["paper"], light), ((light | dark)["paper"], light | dark)):
+        for name in used - {"paper", "rule"}:
+            assert contrast(colours[name], paper) > 2.2, name
+
+
+def contrast(one: str, other: str) -> float:
+    """The ratio of lightness that WCAG defines."""
+    values = [np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255 for colour in (one, other)]
+    linear = [np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4) for v in values]
+    low, high = sorted(float(v @ [0.2126, 0.7152, 0.0722]) for v in linear)
+    return (high + 0.05) / (low + 0.05)
 
 
 def test_what_users_write_is_no_markup():

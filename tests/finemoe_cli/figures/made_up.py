@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -19,7 +20,7 @@ KINDS = ("resident", "prefetched", "late", "missed")
 
 def row(policy: str, place: str, number: int, tokens: int = 6, queue_s: float = 0.0) -> dict[str, Any]:
     """A request with counts and times by chance, which go together as a real one's do."""
-    draw = np.random.default_rng([number, len(policy), len(place)])
+    draw = np.random.default_rng([number, crc32(policy.encode()), crc32(place.encode())])
     times = (queue_s + np.cumsum(draw.uniform(0.05, 0.2, tokens))).round(6).tolist()
     layers = {phase: {kind: draw.integers(0, 9, 4).tolist() for kind in KINDS} for phase in ("prefill", "decode")}
     for counts in layers.values():
