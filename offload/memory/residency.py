@@ -79,6 +79,13 @@ class Residency:
         return len(self._free)
 
     @property
+    def inside(self) -> NDArray[np.bool_]:
+        """[max_slots], which slots may hold experts."""
+        inside = np.ones(len(self._expert_in), bool)
+        inside[self._outside] = False
+        return inside
+
+    @property
     def resident_count(self) -> int:
         """Experts that are resident; those loading are not counted."""
         return self._resident

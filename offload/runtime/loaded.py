@@ -80,6 +80,7 @@ class LoadedModel:
         self._proposed: MemoryPlan | None = None
         self._proposed_policy: tuple[Policy, Surroundings] | None = None
         self._proposing = threading.Lock()
+        tier.settle(residency.inside)
 
     def route_forward(self, on_logits: Callable[[torch.Tensor], None]) -> None:
         """Put the engine's forward in the place of the model's: `generate` then drives it unknowingly.
@@ -168,6 +169,7 @@ class LoadedModel:
             self.fetcher.evict_down_to(plan.slots)
         for slot in self.residency.resize(plan.slots):
             self._tier.release(slot)
+        self._tier.settle(self.residency.inside)
 
     def memory_use(self) -> MemoryUse:
         """The plan, and what is really taken: of the process's memory, or on CUDA of the device's."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from offload.memory.arena import HostArena
 from offload.transfer.cuda import CudaArena, CudaStage
@@ -32,6 +34,10 @@ class Tier(Protocol):
         Raises:
             FinemoeError: The device has none left.
         """
+        ...
+
+    def settle(self, inside: NDArray[np.bool_]) -> None:
+        """Told which slots may hold experts, [max_slots], whenever more may."""
         ...
 
     def release(self, slot: int) -> None:
@@ -62,6 +68,9 @@ class HostTier:
     def prepare(self, slot: int) -> None:
         """Nothing: the addresses are there, and memory comes with the first write."""
 
+    def settle(self, inside: NDArray[np.bool_]) -> None:
+        self.arena.use_huge_pages(inside)
+
     def release(self, slot: int) -> None:
         self.arena.release(slot)
 
@@ -84,6 +93,9 @@ class CudaTier:
 
     def prepare(self, slot: int) -> None:
         self._arena.reserve((slot,))
+
+    def settle(self, inside: NDArray[np.bool_]) -> None:
+        """Nothing: the device has pages of its own."""
 
     def release(self, slot: int) -> None:
         self._arena.release(slot)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,3 +104,53 @@ def test_resident_memory_follows_the_slots_in_use():
     assert abs(seen["reserved"]) < MIB
     for when, slots in (("filled", 19), ("half released", 9), ("filled again", 19), ("closed", -1)):
         assert abs(seen[when] - slots * slot) < MIB, (when, seen)
+
+
+_HUGE_SCRIPT = """
+import json, random, sys
+import numpy as np
+from offload.memory.arena import HostArena
+
+SLOT, SLOTS = 663_552, 97
+
+def resident():
+    fields = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return int(fields["RssAnon"].split()[0]) * 1024
+
+def huge():
+    fields = dict(line.split(":", 1) for line in list(open("/proc/self/smaps_rollup"))[1:])
+    return int(fields["AnonHugePages"].split()[0]) * 1024
+
+arena = HostArena(SLOT, SLOTS)
+inside = np.ones(SLOTS, bool)
+inside[60:] = False
+arena.slot(0)[:] = bytes(SLOT)
+base, before = resident() - SLOT, huge()
+arena.use_huge_pages(inside)
+chance = random.Random(0)
+seen = []
+for _ in range(300):
+    slot = chance.randrange(SLOTS)
+    if inside[slot]:
+        np.frombuffer(arena.slot(slot), np.uint8)[:] = slot
+        if chance.random() < 0.3:
+            arena.release(slot)
+            inside[slot] = False
+    elif chance.random() < 0.5:
+        inside[slot] = True
+        arena.use_huge_pages(inside)
+    seen.append((resident() - base, int(inside.sum()) * SLOT))
+arena.use_huge_pages(np.ones(SLOTS, bool))
+for slot in range(SLOTS):
+    np.frombuffer(arena.slot(slot), np.uint8)[:] = slot
+json.dump({"seen": seen, "huge": huge() - before}, sys.stdout)
+"""
+
+
+def test_huge_pages_take_no_memory_outside():
+    done = subprocess.run([sys.executable, "-c", _HUGE_SCRIPT], capture_output=True, text=True, check=True)
+    facts = json.loads(done.stdout)
+    assert all(taken <= allowed + MIB for taken, allowed in facts["seen"])
+    modes = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if modes.exists() and "[never]" not in modes.read_text():
+        assert facts["huge"] > 0
