@@ -10,11 +10,13 @@ from finemoe_cli.models import is_path
 from finemoe_cli.output import Output
 from offload.errors import ModelNotFound
 from offload.forecast import Forecast, Kernels, MachineRates, ModelSizes, fixed_costs, forecast
-from offload.models.spec import read_spec
+from offload.hits import HitCurve, known_curve
+from offload.models.spec import ModelSpec, read_spec
 from offload.telemetry.probes import HostProbe
 from offload.units import format_bytes
 from profiles.budget import Budget
 from profiles.calibration import Calibration
+from profiles.hit_curves import kept_curve
 from profiles.models import find_model, installed_models, is_demo, is_repo
 from profiles.paths import existing_parent, models_dir
 from profiles.settings import Resolved
@@ -29,11 +31,13 @@ class Subject:
         name: As it was named.
         sizes: Its bytes.
         commit: Of a model on the hub; None for one that is here.
+        hits: What is known of its routing.
     """
 
     name: str
     sizes: ModelSizes
     commit: str | None
+    hits: HitCurve
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,7 @@ class Plan:
     Attributes:
         subject: Of which model.
         label: What ``chosen`` is for: a profile, or a budget.
-        context / kernels: What the memory and the speed are for.
+        context / kernels / policy: What the memory and the speed are for.
         measured: This machine's rates.
         memory_bytes: Memory that a process may take.
         chosen: The settings in force, or those on the command line.
@@ -54,6 +58,7 @@ class Plan:
     label: str
     context: int
     kernels: Kernels
+    policy: str
     measured: Calibration
     memory_bytes: int
     chosen: Forecast
@@ -72,6 +77,8 @@ class Plan:
             "context": self.context,
             "kv_bytes": self.context * spec.kv_bytes_per_token,
             "kernels": self.kernels,
+            "policy": self.policy,
+            "hits": {"source": self.subject.hits.source, "points": [list(one) for one in self.subject.hits.points]},
             "memory_bytes": self.memory_bytes,
             "fixed": asdict(fixed_costs(self.subject.sizes, self.context, self.kernels, self.measured.lanes)),
             "plan": {"for": self.label, **self.chosen.to_dict()},
@@ -103,7 +110,8 @@ def find_subject(name: str, revision: str | None, output: Output) -> Subject:
     store = open_store(spec, index)
     store.close()
     tensor_bytes = sum(entry.nbytes for entry in index.tensors.values())
-    return Subject(name, ModelSizes(spec, tensor_bytes, 0, store.slot_bytes, store.staging_bytes), None)
+    sizes = ModelSizes(spec, tensor_bytes, 0, store.slot_bytes, store.staging_bytes)
+    return Subject(name, sizes, None, kept_curve(spec, index) or known_curve(spec))
 
 
 def _on_hub(repo: str, revision: str | None, output: Output) -> Subject:
@@ -111,23 +119,17 @@ def _on_hub(repo: str, revision: str | None, output: Output) -> Subject:
 
     with output.waiting("asking the hub"):
         model = describe(repo, revision)
-    return Subject(repo, ModelSizes.unread(model.spec, model.tensor_bytes, model.download_bytes), model.commit)
+    sizes = ModelSizes.unread(model.spec, model.tensor_bytes, model.download_bytes)
+    return Subject(repo, sizes, model.commit, known_curve(model.spec))
 
 
 def make_plan(subject: Subject, resolved: Resolved, measured: Calibration) -> Plan:
     """The plan of a model at every profile, with the settings in force and this machine's rates."""
     spec, settings = subject.sizes.spec, resolved.settings
     assert settings.budget is not None
-    fits_kernels = spec.architecture.fast_kernels and spec.num_layers == spec.decoder_layers
-    kernels: Kernels = "fast" if settings.kernels != "reference" and fits_kernels else "reference"
+    kernels = kernels_of(spec, settings.kernels)
     context = min(settings.context, spec.max_context)
-    rates = MachineRates(
-        disk_bytes_per_s=measured.disk_bytes_per_s,
-        lanes=settings.lanes or measured.lanes,
-        memory_bytes_per_s=measured.memory_bytes_per_s,
-        flops=measured.flops,
-        memory_bytes=_memory_bytes(),
-    )
+    rates = machine_rates(measured, settings.lanes)
 
     def at(budget: Budget) -> Forecast:
         return forecast(
@@ -135,6 +137,8 @@ def make_plan(subject: Subject, resolved: Resolved, measured: Calibration) -> Pl
             rates,
             context=context,
             kernels=kernels,
+            policy=settings.policy,
+            hits=subject.hits,
             budget_bytes=budget.total_bytes,
             experts_fraction=budget.experts_fraction,
         )
@@ -150,7 +154,7 @@ def make_plan(subject: Subject, resolved: Resolved, measured: Calibration) -> Pl
         chosen = _on_this_disk(subject.sizes, chosen)
     from_profile = resolved.origins["budget"].kind == "profile"
     label = f"profile {resolved.profile.name}" if from_profile else f"budget {settings.budget}"
-    return Plan(subject, label, context, kernels, measured, rates.memory_bytes, chosen, profiles)
+    return Plan(subject, label, context, kernels, settings.policy, measured, rates.memory_bytes, chosen, profiles)
 
 
 def _on_this_disk(sizes: ModelSizes, made: Forecast) -> Forecast:
@@ -163,8 +167,22 @@ def _on_this_disk(sizes: ModelSizes, made: Forecast) -> Forecast:
     return Forecast("does not fit", reason, None)
 
 
-def _memory_bytes() -> int:
-    """What this process may take: the machine's memory, or what a control group limits it to."""
-    host = HostProbe().read()
-    assert host.total_bytes is not None
-    return min(host.total_bytes, host.limit_bytes or host.total_bytes)
+def kernels_of(spec: ModelSpec, setting: str) -> Kernels:
+    """The decode kernels that run, given the setting."""
+    fits = spec.architecture.fast_kernels and spec.num_layers == spec.decoder_layers
+    return "fast" if setting != "reference" and fits else "reference"
+
+
+def machine_rates(measured: Calibration, lanes: int | None) -> MachineRates:
+    """The rates of this machine, with its memory; ``lanes`` where they were chosen."""
+    memory = HostProbe().read().usable_bytes
+    assert memory is not None
+    return MachineRates(
+        disk_rates=measured.disk_rates,
+        lanes=lanes or measured.lanes,
+        kernel_bytes_per_s=measured.kernel_bytes_per_s,
+        memory_bytes_per_s=measured.memory_bytes_per_s,
+        prompt_bytes_per_s=measured.prompt_bytes_per_s,
+        flops=measured.flops,
+        memory_bytes=memory,
+    )

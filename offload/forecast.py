@@ -1,23 +1,24 @@
 """Will a model run here, and how fast: arithmetic over its sizes and this machine's rates, before anything is read.
 
-Memory is the engine's own plan (:mod:`offload.memory.budget`); the rest is a model of two costs a token:
+Memory is the engine's own plan (:mod:`offload.memory.budget`). A decoded token takes
 
-    seconds = active bytes / memory rate x kernel factor + layers x overhead  +  misses x expert bytes / disk rate
+    active bytes / kernel rate + layers x overhead + overhead      computing, with everything resident
+    + for each layer that misses experts: a stop + waiting         reading
 
-Active bytes are the dense weights that every token reads and its routed experts. Misses come from
-:func:`hit_rate`, which is a fit to published figures, not a law: natively trained routers differ, the prompt
-matters, and the key-value cache, which grows with the conversation, is left out. Expect a factor of 2 either way.
-``docs/plan.md`` works the numbers out by hand.
+where waiting is the time that the lanes take for so many experts, less what is computed meanwhile. Misses come
+from a :class:`~offload.hits.HitCurve`, and policies that read ahead wait less (:data:`AUTO_WAIT`). The key-value
+cache, which grows with the conversation, is left out. ``docs/plan.md`` works the numbers out by hand.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from math import comb
 from typing import Any, Literal
 
 from offload.errors import BudgetTooLarge, BudgetTooSmall, CorruptCheckpoint
+from offload.hits import HitCurve, known_curve
 from offload.memory.budget import FixedCosts, MemoryPlan, plan_budget, plan_slots, workspace_bytes
 from offload.models.spec import BYTES_PER_WEIGHT, ModelSpec
 from offload.store.base import BLOCK
@@ -31,11 +32,27 @@ BASE_BYTES: dict[Kernels, int] = {"fast": 420 * MIB, "reference": 300 * MIB}
 the compiled kernels. The line "base of the memory plan" of ``benchmarks/base_memory.py``, rounded up; Python 3.11,
 torch 2.13 for CPUs, transformers 5.23."""
 
-KERNEL_FACTOR: dict[Kernels, float] = {"fast": 1.25, "reference": 2.6}
-"""How much longer a decode pass takes than reading its weights once at the measured memory rate."""
+REFERENCE_RATE = 0.38
+"""Rate of the ``reference`` kernels for one token / that of reading memory: transformers' modules, in bfloat16."""
 
-LAYER_OVERHEAD_S: dict[Kernels, float] = {"fast": 0.1e-3, "reference": 0.4e-3}
-"""Python and calls, for each decoder layer of a decode pass."""
+LAYER_OVERHEAD_S: dict[Kernels, float] = {"fast": 0.08e-3, "reference": 0.4e-3}
+"""For each decoder layer of a decode pass: what is no product of a matrix with a vector."""
+
+TOKEN_OVERHEAD_S: dict[Kernels, float] = {"fast": 3.5e-3, "reference": 5e-3}
+"""For each decode pass: choosing a token, transformers' own loop, counting."""
+
+STOP_S = 0.4e-3
+"""For each layer that misses an expert: leaving the kernels, choosing victims, asking the lanes, going on."""
+
+PROMPT_LAYER_S = 2.5e-3
+"""For each decoder layer of a prompt: calls of transformers' modules."""
+
+PROMPT_EXPERT_S = 0.1e-3
+"""For each expert that a prompt needs: calls."""
+
+AUTO_WAIT = ((0.0, 0.30), (0.5, 0.36), (1.5, 0.69), (4.0, 0.80))
+"""Waiting of policy ``auto`` / waiting of ``demand``, by the time that reading an expert takes in units of
+computing a layer: middles of the table in ``docs/policies.md``. From the last on it stays."""
 
 PROMPT_TOKENS = 40
 """Length of the prompt that the time to first token is for: the mean of chat prompts in the field's data sets."""
@@ -45,10 +62,6 @@ FAST_TOKENS_PER_S = 5.0
 
 USABLE_TOKENS_PER_S = 1.0
 """From here on it is ``usable``; below, ``slow``."""
-
-PUBLISHED_HITS = ((0.0, 0.0), (0.06, 0.40), (0.12, 0.60), (0.22, 0.78), (0.355, 0.87), (0.64, 0.96), (1.0, 1.0))
-"""Share of the experts that is resident, and LRU's hit rate at that share, as published for decoding with models
-of 128 and more experts a layer; middles where a range was given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,18 +144,36 @@ class MachineRates:
     """What this machine does, as measured.
 
     Attributes:
-        disk_bytes_per_s: Random reads of this model's expert size, past the page cache where that is allowed.
-        lanes: Reading threads that took.
+        disk_rates: Threads, rising from 1, and the bytes a second that they read together: random experts of this
+            size, past the page cache where that is allowed.
+        lanes: Reading threads.
+        kernel_bytes_per_s: Weights that the decode kernels multiply a vector with, one thread.
         memory_bytes_per_s: One thread reading a buffer that no cache holds.
-        flops: Floating-point operations a second in a float32 matrix product, all threads.
+        prompt_bytes_per_s: Weights that torch multiplies a few tokens with, in bfloat16.
+        flops: Operations a second that torch does for a short prompt, in bfloat16.
         memory_bytes: Memory that a process may take.
     """
 
-    disk_bytes_per_s: float
+    disk_rates: tuple[tuple[int, float], ...]
     lanes: int
+    kernel_bytes_per_s: float
     memory_bytes_per_s: float
+    prompt_bytes_per_s: float
     flops: float
     memory_bytes: int
+
+    def disk_bytes_per_s(self, threads: int) -> float:
+        """What so many threads read together; between measured numbers by straight lines, beyond them the last."""
+        threads = min(threads, self.lanes)
+        for (few, low), (many, high) in pairwise(self.disk_rates):
+            if few <= threads <= many:
+                return low + (high - low) * (threads - few) / (many - few)
+        first, last = self.disk_rates[0], self.disk_rates[-1]
+        return first[1] if threads < first[0] else last[1]
+
+    def weights_bytes_per_s(self, kernels: Kernels) -> float:
+        """Weights that a decoded token goes through."""
+        return self.kernel_bytes_per_s if kernels == "fast" else REFERENCE_RATE * self.memory_bytes_per_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +185,9 @@ class Forecast:
         reason: Why, in one line.
         plan: How the budget is spent; None if it cannot be kept.
         share: Resident experts / all experts.
-        hit_rate: Selections that need no read, once the arena is warm.
-        misses_per_token: Those that do.
+        hit_rate: Selections that a cache with LRU finds resident, once it is warm.
+        misses_per_token: Those that it does not.
+        stall_s: Time a token that computing waits for reads.
         tokens_per_s: Decoding, once the arena is warm, early in a conversation.
         ttft_cold_s: First token of the first prompt (:data:`PROMPT_TOKENS` tokens), nothing resident.
         ttft_warm_s: The same with a full arena.
@@ -167,6 +199,7 @@ class Forecast:
     share: float = 0.0
     hit_rate: float = 0.0
     misses_per_token: float = 0.0
+    stall_s: float = 0.0
     tokens_per_s: float = 0.0
     ttft_cold_s: float = 0.0
     ttft_warm_s: float = 0.0
@@ -186,10 +219,17 @@ def forecast(
     *,
     context: int,
     kernels: Kernels,
+    policy: str = "auto",
+    hits: HitCurve | None = None,
     budget_bytes: int | None = None,
     experts_fraction: float | None = None,
 ) -> Forecast:
-    """What to expect of a model at a budget: bytes, or a share of its experts (0 for the smallest arena)."""
+    """What to expect of a model at a budget: bytes, or a share of its experts (0 for the smallest arena).
+
+    Args:
+        policy: Of others than ``auto`` it is taken that they wait as ``demand`` does.
+        hits: What is known of the model's routing; None for what is known without having run it.
+    """
     spec = sizes.spec
     fixed = fixed_costs(sizes, context, kernels, rates.lanes)
     smallest = plan_slots(spec, fixed, sizes.slot_bytes, 0.0).budget_bytes
@@ -203,26 +243,29 @@ def forecast(
     except BudgetTooLarge:
         return _does_not_fit(f"this budget is {format_bytes(budget_bytes)}", rates)
     except BudgetTooSmall as error:
-        need = format_bytes(error.smallest_bytes)
+        need = f"{-(-error.smallest_bytes // MIB)} MiB"
         return Forecast("does not fit", f"the budget is {format_bytes(budget_bytes)}, the least is {need}", None)
 
     selections = spec.num_layers * spec.top_k
     share = plan.slots / spec.total_experts
-    hits = hit_rate(spec, plan.slots)
-    misses = selections * (1.0 - hits)
-    seconds = decode_seconds(sizes, rates, kernels) + misses * spec.expert_bytes / rates.disk_bytes_per_s
-    speed = 1.0 / seconds
+    found = (hits or known_curve(spec)).at(share)
+    misses = selections * (1.0 - found)
+    stops, stall = wait_seconds(sizes, rates, kernels, found)
+    if policy == "auto":
+        stall *= auto_wait(sizes, rates, kernels)
+    speed = 1.0 / (decode_seconds(sizes, rates, kernels) + stops + stall)
     verdict, reason = _judge(share, speed, misses, selections)
     return Forecast(
         verdict,
         reason,
         plan,
         share=share,
-        hit_rate=hits,
+        hit_rate=found,
         misses_per_token=misses,
+        stall_s=stall,
         tokens_per_s=speed,
-        ttft_cold_s=prefill_seconds(sizes, rates, kernels, resident=0.0),
-        ttft_warm_s=prefill_seconds(sizes, rates, kernels, resident=share),
+        ttft_cold_s=prefill_seconds(sizes, rates, resident=0.0),
+        ttft_warm_s=prefill_seconds(sizes, rates, resident=share),
     )
 
 
@@ -238,50 +281,60 @@ def fixed_costs(sizes: ModelSizes, context: int, kernels: Kernels, lanes: int) -
     )
 
 
-def hit_rate(spec: ModelSpec, slots: int) -> float:
-    """The share of a token's selections that find their expert resident, with LRU, once the arena is warm.
-
-    :data:`PUBLISHED_HITS` between its points by straight lines. Up to one token's working set (a slot for each
-    layer's choice) every expert is evicted before its layer comes again: none. From there the rate rises to the
-    published one, which it has at twice the working set.
-    """
-    if slots >= spec.total_experts:
-        return 1.0
-    share = slots / spec.total_experts
-    working_set = spec.top_k / spec.num_experts
-    ramp = min(max(share / working_set - 1.0, 0.0), 1.0)
-    return ramp * _interpolate(share)
-
-
 def decode_seconds(sizes: ModelSizes, rates: MachineRates, kernels: Kernels) -> float:
     """One token with every expert resident."""
     active = sizes.active_dense_bytes + sizes.active_expert_bytes
-    overhead = sizes.spec.decoder_layers * LAYER_OVERHEAD_S[kernels]
-    return active / rates.memory_bytes_per_s * KERNEL_FACTOR[kernels] + overhead
+    overhead = sizes.spec.decoder_layers * LAYER_OVERHEAD_S[kernels] + TOKEN_OVERHEAD_S[kernels]
+    return active / rates.weights_bytes_per_s(kernels) + overhead
 
 
-def prefill_seconds(sizes: ModelSizes, rates: MachineRates, kernels: Kernels, resident: float) -> float:
+def wait_seconds(sizes: ModelSizes, rates: MachineRates, kernels: Kernels, hits: float) -> tuple[float, float]:
+    """What misses cost a token: stopping at layers, and waiting there.
+
+    Each of a layer's experts is missed with the chance 1 - ``hits``, whatever the others are. All that a layer
+    misses is asked for at once, read by as many lanes as there are experts, while the shared expert and those that
+    are there are computed.
+    """
+    spec = sizes.spec
+    shared = 3 * spec.hidden_size * spec.shared_expert_size * BYTES_PER_WEIGHT
+    stops = waiting = 0.0
+    for missing in range(1, spec.top_k + 1):
+        chance = comb(spec.top_k, missing) * (1.0 - hits) ** missing * hits ** (spec.top_k - missing)
+        reading = missing * spec.expert_bytes / rates.disk_bytes_per_s(missing)
+        there = shared + (spec.top_k - missing) * spec.expert_bytes
+        stops += chance * STOP_S
+        waiting += chance * max(reading - there / rates.weights_bytes_per_s(kernels), 0.0)
+    return spec.num_layers * stops, spec.num_layers * waiting
+
+
+def auto_wait(sizes: ModelSizes, rates: MachineRates, kernels: Kernels) -> float:
+    """Waiting of ``auto`` / waiting of ``demand``: the faster the disk beside the computing, the more is hidden."""
+    layer = decode_seconds(sizes, rates, kernels) / sizes.spec.decoder_layers
+    reading = sizes.spec.expert_bytes / rates.disk_bytes_per_s(1) / layer
+    for (x0, y0), (x1, y1) in pairwise(AUTO_WAIT):
+        if reading <= x1:
+            return y0 + (y1 - y0) * (reading - x0) / (x1 - x0)
+    return AUTO_WAIT[-1][1]
+
+
+def prefill_seconds(sizes: ModelSizes, rates: MachineRates, resident: float) -> float:
     """A prompt of :data:`PROMPT_TOKENS` tokens, with the share ``resident`` of its experts in memory.
 
     Each layer reads the union of what its tokens are routed to, taken as if experts were drawn at random, and
-    computes for as long as its weights take to come from memory or its products take the processor, whichever
-    is longer. Prompts go through torch with both kinds of kernels.
+    computes with one expert while the next ones are read. Prompts go through torch with both kinds of kernels.
+    Dense weights take as long as they take from memory, or as their products take the processor, whichever is
+    longer.
     """
     spec = sizes.spec
     untouched = (1.0 - spec.top_k / spec.num_experts) ** PROMPT_TOKENS
-    union_bytes = spec.num_layers * spec.num_experts * (1.0 - untouched) * spec.expert_bytes
-    reading = (1.0 - resident) * union_bytes / rates.disk_bytes_per_s
-    weights = (sizes.active_dense_bytes + union_bytes) / rates.memory_bytes_per_s
-    # Two operations for each weight (of two bytes) and token.
-    products = PROMPT_TOKENS * (sizes.active_dense_bytes + sizes.active_expert_bytes) / rates.flops
-    return reading + max(weights, products)
-
-
-def _interpolate(share: float) -> float:
-    points = [x for x, _ in PUBLISHED_HITS]
-    place = min(max(bisect_right(points, share), 1), len(points) - 1)
-    (x0, y0), (x1, y1) = list(pairwise(PUBLISHED_HITS))[place - 1]
-    return y0 + (y1 - y0) * (share - x0) / (x1 - x0)
+    union = spec.num_layers * spec.num_experts * (1.0 - untouched)
+    reading = (1.0 - resident) * union * spec.expert_bytes / rates.disk_bytes_per_s(rates.lanes)
+    experts = union * (spec.expert_bytes / rates.prompt_bytes_per_s + PROMPT_EXPERT_S)
+    # Two operations for each weight (of two bytes) and token; of the head, only the last token's.
+    head = spec.vocab_size * spec.hidden_size * BYTES_PER_WEIGHT
+    products = PROMPT_TOKENS * max(sizes.active_dense_bytes - head, 0) / rates.flops
+    dense = max(sizes.active_dense_bytes / rates.prompt_bytes_per_s, products)
+    return max(reading, experts) + dense + spec.decoder_layers * PROMPT_LAYER_S
 
 
 def _judge(share: float, speed: float, misses: float, selections: int) -> tuple[Verdict, str]:

@@ -39,7 +39,10 @@ def parse_bytes(text: str) -> int:
     unit = _UNITS.get(match.group(2).lower()) if match else None
     if match is None or unit is None:
         raise ConfigError(f"'{text}' is not a size", "write a number and a unit, such as 900MiB or 1.5GiB")
-    return round(float(match.group(1)) * unit)
+    try:
+        return round(float(match.group(1)) * unit)
+    except OverflowError:
+        raise ConfigError(f"'{text[:20]}...' is not a size", "there is no memory that large") from None
 
 
 def format_bytes(count: float) -> str:

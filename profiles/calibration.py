@@ -13,7 +13,7 @@ from offload.models.spec import ModelSpec
 from profiles.files import write_atomically
 from profiles.paths import cache_dir, ensure_folder
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,19 +22,24 @@ class Calibration:
 
     Attributes:
         measured_at: When, in UTC, as ISO 8601.
-        memory_bytes_per_s / flops: See :class:`offload.forecast.MachineRates`.
+        memory_bytes_per_s / kernel_bytes_per_s / prompt_bytes_per_s / flops: See
+            :class:`offload.forecast.MachineRates`.
         record_bytes: Size of the reads.
         disk_bytes_per_s: What ``lanes`` threads read.
         lanes: The fewest threads within 5 % of the best.
+        disk_rates: Each number of threads that was tried, and what they read together.
         direct: Whether the reads went past the page cache.
     """
 
     measured_at: str
     memory_bytes_per_s: float
+    kernel_bytes_per_s: float
+    prompt_bytes_per_s: float
     flops: float
     record_bytes: int
     disk_bytes_per_s: float
     lanes: int
+    disk_rates: tuple[tuple[int, float], ...]
     direct: bool
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,29 +58,38 @@ def kept_calibration(record_bytes: int) -> Calibration | None:
         content = json.loads(calibration_file().read_text(encoding="utf-8"))
         if content["format"] != _FORMAT:
             return None
-        return Calibration(**content["measurements"][_key(record_bytes)])
+        kept = content["measurements"][_key(record_bytes)]
+        return Calibration(**kept | {"disk_rates": tuple((int(n), float(rate)) for n, rate in kept["disk_rates"])})
     except (OSError, ValueError, LookupError, TypeError):
         return None
 
 
 def calibrate(spec: ModelSpec, progress: Progress | None = None) -> Calibration:
-    """Measures memory, matrix products, and the disk of the cache folder at the size of ``spec``'s experts.
+    """Measures memory, products with weights, and the disk of the cache folder at the size of ``spec``'s experts.
+
+    Compiles the decode kernels where that was not done yet.
 
     Raises:
         StorageError: The cache folder cannot be written, or has too little space.
     """
+    from offload.runtime.rates import measure_kernel_rate, measure_prompt_rates
     from offload.store.scratch import measure_disk
-    from offload.telemetry.rates import measure_flops, measure_memory_rate
+    from offload.telemetry.rates import measure_memory_rate
 
     folder = ensure_folder(cache_dir())
     disk = measure_disk(folder, spec, progress)
+    kernel_rate = measure_kernel_rate(progress=progress)
+    prompt_rate, flops = measure_prompt_rates()
     made = Calibration(
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         memory_bytes_per_s=measure_memory_rate(),
-        flops=measure_flops(),
+        kernel_bytes_per_s=kernel_rate,
+        prompt_bytes_per_s=prompt_rate,
+        flops=flops,
         record_bytes=spec.expert_bytes,
         disk_bytes_per_s=disk.bytes_per_second,
         lanes=disk.lanes,
+        disk_rates=tuple((rate.lanes, rate.bytes_per_second) for rate in disk.rates),
         direct=disk.direct,
     )
     _keep(made)

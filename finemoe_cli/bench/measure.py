@@ -96,7 +96,6 @@ class Bench:
         total = repeats * (bool(prompt) + bool(generate))
         prompts: list[Sample] = []
         answers: list[Sample] = []
-        kept: list[tuple[int, ...]] = []
         if prompt:
             if warm:
                 self._prompt(prompt, spare, seed)
@@ -107,14 +106,15 @@ class Bench:
             if warm:
                 self._answer(generate, spare, seed)
             for number in numbers:
-                sample, token_ids = self._answer(generate, number, seed)
-                answers.append(sample)
-                kept.append(token_ids)
+                answers.append(self._answer(generate, number, seed))
                 self._progress("measure", len(prompts) + len(answers), total)
         peak = self._engine.snapshot().memory.peak_bytes
-        chosen = (
-            [self._routing(generate, n, seed, ids) for n, ids in zip(numbers, kept, strict=True)] if routing else []
-        )
+        chosen = []
+        if routing:
+            chosen = [
+                self._routing(generate, number, seed, sample.token_ids)
+                for number, sample in zip(numbers, answers, strict=True)
+            ]
         return Measured(self.opened, prompts, answers, peak, chosen)
 
     def _prompt(self, tokens: int, number: int, seed: int) -> Sample:
@@ -127,7 +127,7 @@ class Bench:
         assert done.ttft_s is not None
         return _sample(done, Phase.PREFILL, tokens, done.ttft_s, (major - before[0], minor - before[1]))
 
-    def _answer(self, tokens: int, number: int, seed: int) -> tuple[Sample, tuple[int, ...]]:
+    def _answer(self, tokens: int, number: int, seed: int) -> Sample:
         self._engine.forget()
         faults: list[tuple[int, int]] = []
         resident: list[int] = []
@@ -142,13 +142,13 @@ class Bench:
         counted = (faults[-1][0] - faults[0][0], faults[-1][1] - faults[0][1])
         sample = _sample(done, Phase.DECODE, len(times) - 1, times[-1] - times[0], counted)
         intervals = [after - before for before, after in pairwise(times)]
-        return replace(sample, intervals=intervals, resident=resident), done.token_ids
+        return replace(sample, intervals=intervals, token_ids=list(done.token_ids), resident=resident)
 
     def _generate(self, tokens: int, number: int, seed: int, see: Callable[[int], None]) -> Completion:
         sampling = Sampling(max_new_tokens=tokens, seed=seed + number, ignore_eos=True)
         return self._engine.generate_ids(self._tokens.question(number), sampling, on_token=see)
 
-    def _routing(self, tokens: int, number: int, seed: int, expected: tuple[int, ...]) -> list[list[list[int]]]:
+    def _routing(self, tokens: int, number: int, seed: int, expected: list[int]) -> list[list[list[int]]]:
         watcher = _Watcher()
         self._engine.forget()
         self._engine.observe(watcher)
@@ -156,7 +156,7 @@ class Bench:
             done = self._generate(tokens, number, seed, lambda token: None)
         finally:
             self._engine.unobserve(watcher)
-        assert done.token_ids == expected, "the same seed gives the same tokens"
+        assert list(done.token_ids) == expected, "the same seed gives the same tokens"
         return watcher.passes
 
 

@@ -47,6 +47,7 @@ class Sample:
         stall_s: Time that the computation waited for reads.
         major_faults / minor_faults: Page faults of the process meanwhile.
         intervals: Seconds between tokens; empty for prompts.
+        token_ids: That were generated; empty for prompts.
         resident: Experts that were resident when decoding began, by number; empty for prompts.
     """
 
@@ -59,6 +60,7 @@ class Sample:
     major_faults: int
     minor_faults: int
     intervals: list[float] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
     resident: list[int] = field(default_factory=list)
 
 

@@ -13,6 +13,7 @@ from finemoe_cli import options
 from finemoe_cli.bench.command_group import MeasuringGroup
 from finemoe_cli.models import ensure_model
 from finemoe_cli.output import Output
+from offload.errors import ConfigError
 from offload.models.synthetic.recipe import DEFAULT_PERSISTENCE, DEFAULT_SKEW, SHAPES, recipe
 from offload.units import format_bytes
 from profiles.environment import prepare_process
@@ -30,6 +31,7 @@ app = typer.Typer(
 
   finemoe bench demo
   finemoe bench demo -p 0 -n 64 --policy demand,auto --budget 12.5%,25%
+  finemoe bench sweep demo --budgets 6.25%,12.5%,25%,50%,100%
   finemoe bench make-model qwen1.5-moe-a2.7b --layers 4 small-qwen
 """,
 )
@@ -157,6 +159,75 @@ def bench(
         output.table(HEADERS, [cells_of(row) for row in rows])
 
 
+@app.command()
+def sweep(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="demo, another pulled model, or a folder.", autocompletion=options.complete_model
+        ),
+    ],
+    budgets: Annotated[
+        str, typer.Option("--budgets", metavar="BUDGETS", help="Shares of the experts, or sizes, with commas.")
+    ] = "6.25%,12.5%,25%,50%,75%,100%",
+    policy: Annotated[
+        str | None,
+        typer.Option("--policy", metavar="NAME", help="Which one.", autocompletion=options.complete_policy),
+    ] = None,
+    precision: Annotated[str | None, typer.Option("--precision", metavar="NAME", help="Which one.")] = None,
+    generate: Generate = 128,
+    repeats: Repeats = 3,
+    seed: Seed = 0,
+    context: options.Context = None,
+    kernels: options.Kernels = None,
+    threads: options.Threads = None,
+    lanes: options.Lanes = None,
+    figures: Annotated[str, typer.Option("--figure", metavar="KINDS", help="svg, png, pdf; with commas.")] = "svg",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Where the files go; here if not given.")
+    ] = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Measure a model at several budgets: time a token by memory, with the least that is possible and the forecast.
+
+    Writes sweep.csv, sweep.json and the figure. The machine is calibrated and the forecasts are made before
+    anything is measured; what the routers chose is kept, and makes the next forecasts better.
+    """
+    from finemoe_cli.bench.sweeping import Sweep, write_files
+
+    output = Output(as_json=as_json, quiet=quiet)
+    kinds = _figure_kinds(figures)
+    folder = _model(model, output)
+    asked = {
+        "model": model,
+        "profile": None,
+        "budget": budgets,
+        "policy": policy,
+        "precision": precision,
+        "kernels": kernels,
+        "threads": threads,
+        "lanes": lanes,
+        "context": context,
+    }
+    run = Sweep(asked, folder, generate=generate, repeats=repeats, seed=seed)
+    with output.progress(transient=True, lines=False) as progress:
+        run.forecast(progress or _silent)
+    for one in run.configurations:
+        run.take(one, _measured(one, run.workload, output, routing=one is run.recorded))
+    from finemoe_cli.bench.sweep import HEADERS, cells_of
+
+    result = run.finish()
+    paths = write_files(result, Path.cwd() if out is None else out, kinds)
+    if as_json:
+        output.json(result.to_dict())
+    else:
+        output.pairs(result.facts.pairs)
+        output.line("")
+        output.table(HEADERS, [cells_of(point) for point in result.points])
+    output.note(f"wrote {', '.join(str(path) for path in paths)}")
+
+
 @app.command("make-model")
 def make_model(
     shape: Annotated[
@@ -237,6 +308,16 @@ def _measured(one: Configuration, workload: Workload, output: Output, *, routing
     output.note(f"measuring {one.name}")
     with output.progress(transient=True, lines=False) as progress:
         return measure(one, workload, progress or _silent, routing=routing)
+
+
+def _figure_kinds(text: str) -> list[str]:
+    """The kinds of figures that are asked for."""
+    known = ("svg", "png", "pdf")
+    kinds = [kind.strip() for kind in text.split(",")]
+    unknown = [kind for kind in kinds if kind not in known]
+    if unknown:
+        raise ConfigError(f"there are no figures of kind '{unknown[0]}'", f"choose from {', '.join(known)}")
+    return kinds
 
 
 def _silent(stage: str, done: int, total: int) -> None:

@@ -10,6 +10,7 @@ from finemoe_cli import options
 from finemoe_cli.exit_codes import ExitCode
 from finemoe_cli.output import Output
 from offload.units import format_bytes
+from profiles.environment import prepare_process
 from profiles.settings import resolve
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ def plan(
     from profiles.calibration import calibrate, kept_calibration
 
     output = Output(as_json=as_json, quiet=quiet)
+    for warning in prepare_process():
+        output.warn(warning)
     resolved = resolve(
         {"model": model, "profile": profile, "budget": budget, "context": context, "kernels": kernels}
     )
@@ -101,7 +104,8 @@ def _show(made: Plan, output: Output) -> None:
     where = f"on the hub at commit {made.subject.commit[:12]}" if made.subject.commit else str(spec.folder)
     layers = f"{spec.num_layers} layers of {spec.num_experts}, {format_bytes(spec.expert_bytes)} each"
     measured = made.measured
-    memory = f"{format_bytes(made.memory_bytes)} of memory, read at {format_bytes(measured.memory_bytes_per_s)}/s"
+    rate = measured.kernel_bytes_per_s if made.kernels == "fast" else measured.memory_bytes_per_s
+    memory = f"{format_bytes(made.memory_bytes)} of memory, weights computed at {format_bytes(rate)}/s"
     disk = f"disk read at {format_bytes(measured.disk_bytes_per_s)}/s; measured {measured.measured_at[:10]}"
     rows = [
         ("model", f"{made.subject.name}, {spec.architecture.model_type}, {where}"),
@@ -110,7 +114,8 @@ def _show(made: Plan, output: Output) -> None:
         ("KV cache", f"{format_bytes(made.context * spec.kv_bytes_per_token)} for {made.context} tokens"),
         ("download", format_bytes(sizes.download_bytes) if sizes.download_bytes else "none: it is here"),
         ("machine", f"{memory}; {disk}"),
-        ("kernels", made.kernels),
+        ("kernels", f"{made.kernels}; policy {made.policy}"),
+        ("routing", f"hits are {made.subject.hits.source}"),
     ]
     output.pairs(rows)
     output.line("")

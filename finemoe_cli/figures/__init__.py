@@ -1,8 +1,8 @@
 """Figures, drawn with matplotlib: of simulations, of evaluations and of traces.
 
 ``canvas`` is what all have in common, ``lines``, ``policies``, ``latency``, ``layers``, ``maps``, ``entropy``,
-``distance`` and ``timeline`` are one family each, ``sources`` reads what is drawn, and ``gallery`` knows which
-figure can be drawn of what. Importing any of them imports matplotlib: do it where something is drawn.
+``distance``, ``timeline`` and ``sweep`` are one family each, ``sources`` reads what is drawn, and ``gallery`` knows
+which figure can be drawn of what. Importing any of them imports matplotlib: do it where something is drawn.
 """
 
 from __future__ import annotations

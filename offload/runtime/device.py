@@ -6,6 +6,7 @@ import psutil
 import torch
 
 from offload.errors import ConfigError
+from offload.telemetry.probes import HostProbe
 from offload.telemetry.process import peak_resident_bytes, settled_resident_bytes
 from offload.units import MIB
 
@@ -37,7 +38,7 @@ def base_bytes(device: torch.device) -> int:
 def device_memory_bytes(device: torch.device) -> int:
     """All the memory that a budget could promise on this device."""
     if device.type == "cpu":
-        return int(psutil.virtual_memory().total)
+        return HostProbe().read().usable_bytes or int(psutil.virtual_memory().total)
     return int(torch.cuda.get_device_properties(device).total_memory)
 
 

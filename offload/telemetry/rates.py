@@ -1,4 +1,4 @@
-"""How fast this machine reads memory and multiplies matrices, measured in about a second."""
+"""How fast this machine reads memory, measured in half a second."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from time import perf_counter
 import numpy as np
 
 _BUFFER_BYTES = 256 << 20
-_MATRIX = 768
 _SECONDS = 0.5
 
 
@@ -19,12 +18,6 @@ def measure_memory_rate(seconds: float = _SECONDS) -> float:
     """
     words = np.ones(_BUFFER_BYTES // 8, np.int64)
     return _BUFFER_BYTES / _best(words.max, seconds)
-
-
-def measure_flops(seconds: float = _SECONDS) -> float:
-    """Operations a second of numpy's float32 matrix product, on as many threads as it takes: its best run."""
-    left = np.ones((_MATRIX, _MATRIX), np.float32)
-    return 2 * _MATRIX**3 / _best(lambda: left @ left, seconds)
 
 
 def _best(work: Callable[[], object], seconds: float) -> float:

@@ -15,9 +15,12 @@ PUBLISHED = json.loads((Path(__file__).parents[1] / "offload" / "published_model
 MEASURED = {
     "measured_at": "2026-01-01T00:00:00+00:00",
     "memory_bytes_per_s": 20e9,
+    "kernel_bytes_per_s": 20e9,
+    "prompt_bytes_per_s": 10e9,
     "flops": 200e9,
     "disk_bytes_per_s": 1e9,
     "lanes": 4,
+    "disk_rates": [[1, 5e8], [4, 1e9]],
     "direct": True,
 }
 
@@ -38,7 +41,7 @@ def calibrated(finemoe):
     cache = Path(finemoe.environment["FINEMOE_CACHE_DIR"])
     cache.mkdir(parents=True)
     measurements = {str(bits): MEASURED | {"record_bytes": 1 << bits} for bits in range(40)}
-    (cache / "calibration.json").write_text(json.dumps({"format": 1, "measurements": measurements}))
+    (cache / "calibration.json").write_text(json.dumps({"format": 2, "measurements": measurements}))
     return finemoe
 
 

@@ -417,7 +417,7 @@ def test_reads_come_from_tokens_then_prompts_then_the_disk(tmp_path: Path, monke
         monkeypatch.setattr(simulation_timing, "ENOUGH", 18)
         assert len(calibrated([trace], lambda stage, done, total: None)[0].reads_s) == 18
         monkeypatch.setattr(simulation_timing, "ENOUGH", 19)
-        disk = Calibration("", 1.0, 1.0, 4096, 8192.0, 2, True)
+        disk = Calibration("", 1.0, 1.0, 1.0, 1.0, 4096, 8192.0, 2, ((2, 8192.0),), True)
         monkeypatch.setattr(simulation_timing, "kept_calibration", lambda size: disk)
         timing, words = calibrated([trace], lambda stage, done, total: None)
         assert (timing.read_s, timing.lanes, timing.reads_s) == (1.0, 2, ())

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 
+from offload.runtime import rates as compute_rates
 from offload.store import scratch
 from offload.store.calibrate import measure_read_rate
 from offload.telemetry import rates
@@ -21,7 +22,8 @@ def small(monkeypatch):
     monkeypatch.setattr(scratch, "SCRATCH_BYTES", MIB)
     monkeypatch.setattr(scratch, "measure_read_rate", partial(measure_read_rate, seconds_each=0.02))
     monkeypatch.setattr(rates, "measure_memory_rate", partial(rates.measure_memory_rate, 0.0))
-    monkeypatch.setattr(rates, "measure_flops", partial(rates.measure_flops, 0.0))
+    for name in ("measure_kernel_rate", "measure_prompt_rates"):
+        monkeypatch.setattr(compute_rates, name, partial(getattr(compute_rates, name), 0.0, 64))
 
 
 def test_each_size_is_measured_for_itself_and_found_again():
@@ -35,7 +37,7 @@ def test_each_size_is_measured_for_itself_and_found_again():
     assert (kept_calibration(first.expert_bytes), kept_calibration(second.expert_bytes)) == (made, other)
 
 
-@pytest.mark.parametrize("damage", ["", "{", '{"format": 2}', '{"format": 1, "measurements": {"25": {}}}'])
+@pytest.mark.parametrize("damage", ["", "{", '{"format": 1}', '{"format": 2, "measurements": {"25": {}}}'])
 def test_a_file_that_cannot_be_used_is_measured_anew(damage):
     spec = sizes_of(QWEN15).spec
     made = calibrate(spec)

@@ -1,8 +1,12 @@
-from __future__ import annotations
+"""Rates of this machine are of the order that machines have."""
 
-from offload.telemetry.rates import measure_flops, measure_memory_rate
+from offload.runtime.rates import measure_kernel_rate, measure_prompt_rates
+from offload.telemetry.rates import measure_memory_rate
 
 
-def test_rates_are_those_of_a_computer():
-    assert 5e8 < measure_memory_rate(0.0) < 1e12
-    assert 1e8 < measure_flops(0.0) < 1e14
+def test_rates_are_those_of_a_machine():
+    assert 1e8 < measure_memory_rate(0.0) < 1e13
+    assert 1e8 < measure_kernel_rate(0.0, 512) < 1e13
+    rate, operations = measure_prompt_rates(0.0, 512)
+    assert 1e7 < rate < 1e13
+    assert 1e8 < operations < 1e14

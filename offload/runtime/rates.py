@@ -1,0 +1,67 @@
+"""How fast this machine computes with weights: the decode kernels', and torch's, measured in about two seconds.
+
+Rates are medians over many passes, so that a machine which is always busy is measured as it is.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from time import perf_counter
+
+import numpy as np
+
+from offload.files import Progress
+from offload.runtime.compile import compile_kernels
+
+_SECONDS = 0.7
+_HIDDEN = 2048
+_ROWS = 1 << 15
+"""A matrix of 128 MiB: more than caches hold."""
+FEW_TOKENS = 3
+"""Rows that an expert gets of a short prompt."""
+PROMPT_TOKENS = 40
+
+
+def measure_kernel_rate(seconds: float = _SECONDS, rows: int = _ROWS, progress: Progress | None = None) -> float:
+    """Bytes of weights a second that the decode kernels multiply a vector with, on one thread."""
+    compile_kernels(progress)
+    from offload.runtime import kernels
+
+    table = np.ones((rows, _HIDDEN), np.uint16)
+    x, normed = np.ones(_HIDDEN, np.float32), np.empty(_HIDDEN, np.float32)
+    norm, logits = np.ones(_HIDDEN, np.uint16), np.empty(rows, np.float32)
+    eps = np.float32(1e-6)
+    return table.nbytes / _median(lambda: kernels.head(x, norm, eps, table, normed, logits), seconds)
+
+
+def measure_prompt_rates(seconds: float = _SECONDS, rows: int = _ROWS) -> tuple[float, float]:
+    """What torch does with prompts, on all its threads, in bfloat16.
+
+    Returns:
+        Bytes of weights a second that a few tokens are multiplied with, and operations a second for a short prompt.
+    """
+    import psutil
+    import torch
+    from torch.nn.functional import linear
+
+    torch.set_num_threads(psutil.cpu_count(logical=False) or 1)  # As the engine does.
+    weights = torch.ones(rows, _HIDDEN, dtype=torch.bfloat16)
+    few = torch.ones(FEW_TOKENS, _HIDDEN, dtype=torch.bfloat16)
+    prompt = torch.ones(PROMPT_TOKENS, _HIDDEN, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        rate = weights.nbytes / _median(lambda: linear(few, weights), seconds)
+        operations = 2 * PROMPT_TOKENS * weights.numel() / _median(lambda: linear(prompt, weights), seconds)
+    return rate, operations
+
+
+def _median(work: Callable[[], object], seconds: float) -> float:
+    """Seconds that `work` takes; a first time does not count."""
+    work()
+    times: list[float] = []
+    end = perf_counter() + seconds
+    while not times or perf_counter() < end:
+        begin = perf_counter()
+        work()
+        times.append(perf_counter() - begin)
+    return statistics.median(times)
