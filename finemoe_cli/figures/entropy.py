@@ -49,7 +49,7 @@ def draw_entropy(sources: Sequence[Source]) -> Drawing | str:
         spread.set_xlim(0, 1.05 * even)
         spread.set_ylim(0, 1)
         by_layer.set_ylim(0, 1.05 * even)
-        spread.set_title(_title(source, known, "share with no more"))
+        spread.set_title(_title(source, known, "cumulative share"))
         by_layer.set_title(_title(source, known, "mean by layer"))
         spread.set_xlabel("entropy, nats")
         by_layer.set_xlabel("layer with experts")
