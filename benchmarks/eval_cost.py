@@ -9,8 +9,8 @@ which have to be the same. Quoted are medians over rounds and prompts of the tok
 and the last and from the request on, and median and quartiles of the ratio of two answers to the same prompt in the
 same round.
 
-The memory is the largest that the parent, which waits for its engines, had in any evaluation; the engine keeps to
-its own budget beside it.
+The memory is the largest that the parent, which waits for its engines, had in any evaluation while one was open;
+the engine keeps to its own budget beside it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from offload.units import MIB
 
 PROMPTS = ("Why is the sky blue?", "Name three rivers and say where they flow.", "Write a haiku about disks.")
@@ -33,15 +35,15 @@ KINDS = ("run", "eval")
 
 
 def finemoe(*arguments: str) -> tuple[dict[str, Any], int]:
-    """What a command prints with ``--json``, and the peak of its own resident memory in bytes."""
+    """What a command prints with ``--json``, and the most memory that it had beside a process of its own."""
     process = subprocess.Popen(
         [sys.executable, "-m", "finemoe_cli", *arguments, "--json", "--quiet"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
     )
-    peak = 0
+    peak, watched = 0, psutil.Process(process.pid)
     while process.poll() is None:
-        peak = max(peak, peak_bytes(process.pid))
+        peak = max(peak, bytes_beside(watched))
         time.sleep(POLL_S)
     assert process.stdout is not None
     said = process.stdout.read()
@@ -51,17 +53,16 @@ def finemoe(*arguments: str) -> tuple[dict[str, Any], int]:
     return answer, peak
 
 
-def peak_bytes(pid: int) -> int:
-    """The most resident memory that a process had; 0 if it is gone."""
+def bytes_beside(process: psutil.Process) -> int:
+    """Resident memory of a process that has others running; 0 of one that has none."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
+        return int(process.memory_info().rss) if process.children() else 0
+    except psutil.Error:
         return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
 
 
 def answered(kind: str, prompt: str, common: list[str], folder: Path) -> tuple[dict[str, Any], int]:
-    """Token ids and times of one answer, and the peak of the command's own process."""
+    """Token ids and times of one answer, and the memory of the command's own process."""
     if kind == "run":
         return finemoe("run", *common, prompt)
     data, out = folder / "prompt.jsonl", folder / "run"

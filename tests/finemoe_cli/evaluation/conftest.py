@@ -64,3 +64,15 @@ def answers(folder: Path) -> dict[tuple[str, str, int], list[int]]:
     return {
         (row["combination"], row["conversation"], row["turn"]): row.get("token_ids", []) for row in rows_of(folder)
     }
+
+
+def cut(path: Path, lines: int) -> None:
+    """Leave so many lines of a file, and half of the next: as a process that is killed while it writes."""
+    kept = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(kept[:lines]) + kept[lines][: len(kept[lines]) // 2])
+
+
+def begun_again(folder: Path) -> None:
+    """Make a complete run one that is not."""
+    run = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(run | {"complete": False}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from finemoe_cli.evaluation.engines import as_error
 from finemoe_cli.evaluation.metrics import COUNTS
 from finemoe_cli.exit_codes import exit_code_of
-from tests.finemoe_cli.evaluation.conftest import answers, rows_of
+from tests.finemoe_cli.evaluation.conftest import answers, begun_again, cut, rows_of
 
 TEXT = "The cat sät on the mat. " * 28
 COMBINATIONS = ["demand@50%", "finemoe@50%"]
@@ -188,6 +189,20 @@ def test_perplexity_is_the_same_at_every_budget(one_by_one, tiny):
     assert half["bits_per_byte"] == pytest.approx(nll / np.log(2) / len(TEXT.encode()), rel=1e-6)
     assert summary["config"]["perplexity"]["size_bytes"] == len(TEXT.encode())
     assert not (folder / "perplexity.tokens").exists()
+
+
+def test_broken_off_in_a_text(command, one_by_one, tmp_path):
+    folder, summary = one_by_one
+    shutil.copytree(folder, tmp_path / "run")
+    cut(tmp_path / "run" / "perplexity.jsonl", 4)
+    begun_again(tmp_path / "run")
+    done = command("eval", "--resume", str(tmp_path / "run"), "--json")
+    assert done.code == 0, done.err
+    assert done.json["sittings"][-1]["groups"] == [["demand@minimum"]]
+    for one, before in zip(done.json["combinations"], summary["combinations"], strict=True):
+        before["perplexity"]["peak_bytes"] = one["perplexity"]["peak_bytes"]
+        assert one == before
+    assert rows_of(tmp_path / "run") == rows_of(folder)
 
 
 def test_the_same_seed_gives_the_same(run, one_by_one):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,7 +13,7 @@ import pytest
 
 from offload import Sampling
 from tests.finemoe_cli.conftest import Result
-from tests.finemoe_cli.evaluation.conftest import answers, rows_of
+from tests.finemoe_cli.evaluation.conftest import answers, begun_again, cut, rows_of
 from tests.finemoe_cli.evaluation.test_resume import broken_off
 from tests.support.engines import open_engine
 
@@ -91,6 +92,18 @@ def test_the_resident_model_says_the_same(run):
     }
     assert f"exact: the logits of {exact['passes']} forward passes are those of the resident model" in run.last.err
     assert all(len(row["logits"]) == row["completion_tokens"] for row in rows)
+
+
+def test_broken_off_while_it_is_held_again(command, run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder, folder)
+    cut(folder / "exact.jsonl", 7)
+    begun_again(folder)
+    done = command("eval", "--resume", str(folder), "--json")
+    assert done.code == 0, done.err
+    assert done.json["exact"] == run.last.json["exact"]
+    assert done.json["sittings"][-1]["groups"] == []  # Nothing else was done.
+    assert rows_of(folder) == rows_of(run.folder)
 
 
 def test_a_bit_that_is_not_the_same_is_told(command, run):
