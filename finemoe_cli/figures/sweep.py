@@ -39,13 +39,13 @@ def _draw(points: Sequence[Point], what: str) -> Drawing:
     left.errorbar(memory, [1000 * p.measured_s for p in points], yerr=spread, fmt="none", ecolor=INK, capsize=2)
     left.set_title("milliseconds a token")
     left.set_ylim(bottom=0)
-    for panel in (left, right):
-        panel.set_xlabel("memory budget, GiB")
-        panel.set_xlim(left=0)
     right.set_title("hit rate")
     right.set_ylim(0, 1.02)
     _line(right, memory, [point.hit_rate for point in points], looks[_NAMES[0]])
     _line(right, memory, [point.forecast_hit_rate for point in points], looks[_NAMES[1]])
+    for panel in (left, right):
+        panel.set_xlabel("memory budget, GiB")
+        panel.set_xlim(0, 1.04 * memory[-1])
     legend(figure, _NAMES, looks)
     least, most = points[0], points[-1]
     says = (

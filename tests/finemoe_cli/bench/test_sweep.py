@@ -84,6 +84,9 @@ def test_the_figure_shows_the_table_and_is_the_same_every_time(tmp_path):
     rows = list(csv.DictReader(as_csv(points(tmp_path)).splitlines()))
     assert [row["budget"] for row in rows] == ["50%", "100%"] and tuple(rows[0]) == COLUMNS
     assert drawing.table() == as_csv(points(tmp_path))
+    for panel in drawing.figure.axes:
+        for line in panel.get_lines():
+            assert all(0 <= x <= panel.get_xlim()[1] for x in line.get_xdata()), "every point is to be seen"
     one, again = (render(draw_sweep(points(tmp_path), "tiny, demand").figure, "svg", "sweep") for _ in range(2))
     assert one == again
     text = "".join(ElementTree.fromstring(one).itertext())
