@@ -18,7 +18,6 @@ from textual.command import Provider
 from textual.widget import Widget
 
 from offload.errors import DamagedFile, FinemoeError, StorageError
-from offload.telemetry.probes import HostProbe
 from ui.chat.commands import Commands
 from ui.chat.keymap import APP_KEYS, CHAT_KEYS, MESSAGE_KEYS, PROMPT_KEYS, effective, footer_key, parse_keymap
 from ui.chat.setup import ChatSetup
@@ -206,6 +205,8 @@ class ChatApp(App[None]):
     @staticmethod
     def machine_bytes() -> int | None:
         """What a process may take on this machine."""
+        from offload.telemetry.probes import HostProbe
+
         host = HostProbe().read()
         sizes = [size for size in (host.total_bytes, host.limit_bytes) if size]
         return min(sizes) if sizes else None

@@ -69,7 +69,7 @@ def test_a_whole_conversation(with_demo, terminal, sessions):
         screen.type("rivers")
         screen.sees("you: Name three rivers")
         screen.press("escape")
-        screen.until(lambda shown: "Ctrl-D: delete" not in shown)
+        screen.until(lambda shown: "^D: delete" not in shown)
 
         screen.type("/set max_new_tokens 300\r")
         screen.sees("max_new_tokens 300")

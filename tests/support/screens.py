@@ -47,7 +47,7 @@ def painted(app: App[Any]) -> str:
     letters: dict[tuple[str, str], str] = {}
     rows = []
     for line in colours(app):
-        row = "".join(letters.setdefault(pair, chr(ord("A") + len(letters))) for pair in line)
+        row = "".join(letters.setdefault(pair, _letter(len(letters))) for pair in line)
         rows.append(row.rstrip())
     meaning = [f"{letter} {fore or '-'} on {back or '-'}" for (fore, back), letter in letters.items()]
     return "\n".join([*rows, *meaning]) + "\n"
@@ -76,13 +76,18 @@ class Pictures:
             self.folder.mkdir(exist_ok=True)
             path.write_text(picture, encoding="utf-8")
         assert path.is_file(), f"there is no picture {path.name}: run with FINEMOE_TEST_UPDATE=1"
-        assert picture == path.read_text(encoding="utf-8")
+        assert picture == path.read_text(encoding="utf-8"), f"{path.name} looks otherwise"
 
 
 @pytest.fixture
 def pictures(request: pytest.FixtureRequest) -> Pictures:
     """The pictures beside the test that asks."""
     return Pictures(request.path.parent / "pictures")
+
+
+def _letter(number: int) -> str:
+    """``A``, ``B`` and so on; behind ASCII it goes on with what can be read too."""
+    return chr(ord("A") + number) if number < 58 else chr(0x100 + number)
 
 
 def _hex(colour: Any) -> str:

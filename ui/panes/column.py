@@ -106,9 +106,9 @@ class PaneColumn(Widget):
         modes = self.MODES
         self.layout_mode = modes[(modes.index(self.layout_mode) + 1) % len(modes)]
 
-    def watch_layout_mode(self, mode: LayoutMode) -> None:
-        for name in self.MODES:
-            self.set_class(name == mode, f"-{name}")
+    def watch_layout_mode(self, old: LayoutMode, mode: LayoutMode) -> None:
+        self.remove_class(f"-{old}", update=False)  # Styles are worked out once.
+        self.add_class(f"-{mode}")
         self._fit()
         if self._history is not None:
             self._show(self._history)

@@ -67,7 +67,7 @@ class ExpertMap(Pane):
             return [self.title(width, "experts"), [self.piece(WAITING, "dim")]]
         facts = history.facts
         resident = int(np.count_nonzero(history.latest.state == RESIDENT))
-        right = f"{resident:,} of {facts.layers * facts.experts:,} resident".replace(",", " ")
+        right = f"{resident:,} of {facts.layers * facts.experts:,} resident"
         axis = LayerAxis.fit(facts.layers, max(1, width - GUTTER))
         legend = height >= 8
         rows = max(1, height - 2 - legend)

@@ -45,7 +45,8 @@ class LayerBars(Pane):
         if oracle is not None:
             right += f"{self.dot if right else ''}oracle {percent(oracle)}"
         axis = LayerAxis.fit(history.facts.layers, max(1, width - GUTTER))
-        lines = [self.title(width, f"layers, {SECONDS:.0f} s", right)]
+        name = f"layers, {SECONDS:.0f} s"
+        lines = [self.title(width, name if len(name) + len(right) + 3 <= width else "layers", right)]
         rows = max(1, height - 2)
         for number, line in enumerate(self._stacks(axis.grouped(window.by_layer).sum(axis=-1), rows, axis.cell)):
             label = "100 %" if number == 0 and rows > 1 else "0" if number == rows - 1 else ""

@@ -104,6 +104,13 @@ class ChatScreen(Screen[None]):
 
     def on_resize(self) -> None:
         self.telemetry.fit()
+        if not self.is_current:
+            self.call_later(self._redraw_above)
+
+    def _redraw_above(self) -> None:
+        """Dialogs draw what is behind them only when they are drawn themselves."""
+        for screen in self.app.screen_stack:
+            screen.refresh()
 
     # What others tell it.
 
@@ -142,7 +149,10 @@ class ChatScreen(Screen[None]):
     def engine_gone(self, reason: str) -> None:
         """It ended without being asked to."""
         notice = Notice(
-            f"the engine ended: {reason}\nEnter or R restarts it; the conversation is kept", "error", "restart"
+            f"the engine ended: {reason.removeprefix('the engine was ')}\n"
+            "Enter or R restarts it; the conversation is kept",
+            "error",
+            "restart",
         )
         self._add_notice(notice)
 

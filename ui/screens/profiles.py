@@ -92,7 +92,7 @@ class ProfilesScreen(ModalScreen[str | None]):
             yield Static(self._holding, classes="about", markup=False)
             yield OptionList(*(Option(self._row(one), id=one.name) for one in self._offers), compact=True)
             yield Static(
-                "Enter: change, also during a reply; its text stays the same · Esc: leave it",
+                "Enter: change, a reply's text stays the same · Esc: back",
                 classes="keys",
                 markup=False,
             )

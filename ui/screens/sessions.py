@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import ClassVar
 
+from rich.cells import cell_len, set_cell_size
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
@@ -20,6 +21,9 @@ from ui.screens.ask import AskLine, Confirm
 from ui.sessions import Hit, Session, SessionStore
 from ui.sessions.meaning import Embedder, open_embedder
 from ui.text import without_controls
+
+_TITLE_COLUMNS = 40
+"""What a title may take in the list; a longer one is cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,7 @@ class SessionsScreen(ModalScreen[Chosen | None]):
             yield OptionList(compact=True)
             yield Static("", id="problem", markup=False)
             yield Static(
-                "Enter: open · Ctrl-R: rename · Ctrl-D: delete · Ctrl-T: search by meaning · Esc: back",
+                "Enter: open · ^R: rename · ^D: delete · ^T: by meaning · Esc: back",
                 classes="keys",
                 markup=False,
             )
@@ -209,26 +213,36 @@ class SessionsScreen(ModalScreen[Chosen | None]):
         self._rows = rows
         options = self.query_one(OptionList)
         options.clear_options()
-        options.add_options(Option(self._line(row)) for row in rows)
+        titles = [cell_len(_title(row)) for row in rows if isinstance(row, Session)]
+        width = min(max(titles, default=0), _TITLE_COLUMNS)
+        options.add_options(Option(self._line(row, width)) for row in rows)
         # A session that was renamed stays the one that is meant.
         same = [n for n, row in enumerate(rows) if _key(row) == _key(before)]
         options.highlighted = (same[0] if same else 0) if rows else None
 
-    def _line(self, row: Session | Hit) -> Content:
+    def _line(self, row: Session | Hit, width: int) -> Content:
+        """A row; the titles of sessions take ``width`` columns, so that what follows stands in one."""
         if isinstance(row, Hit):
             who = "you" if row.message.role == "user" else "model"
             title = without_controls(row.session.title)
             return Content.assemble(
                 (title or "without a title", "bold"), (f"  {who}: ", "$primary"), without_controls(row.snippet)
             )
-        mark = "● " if row.id == self._current else ""
+        mark = "● " if row.id == self._current else "  "
         count = f"{row.messages} {'message' if row.messages == 1 else 'messages'}"
         facts = " · ".join(part for part in (when(row.updated), count, row.model) if part)
-        title = without_controls(row.title) or "without a title"
-        return Content.assemble((f"{mark}{title}", "bold"), (f"  {without_controls(facts)}", "$foreground 60%"))
+        title = _title(row)
+        shown = title if cell_len(title) <= width else set_cell_size(title, width - 1) + "…"
+        return Content.assemble(
+            (mark + set_cell_size(shown, width), "bold"), (f"  {without_controls(facts)}", "$foreground 60%")
+        )
 
     def _say(self, text: str) -> None:
         self.query_one("#problem", Static).update(text)
+
+
+def _title(session: Session) -> str:
+    return without_controls(session.title) or "without a title"
 
 
 def _key(row: Session | Hit | None) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from offload.errors import BoardError, FinemoeError, NotFound
 from profiles.paths import ensure_folder, recordings_dir
@@ -65,7 +65,8 @@ class Telemetry:
         from ui.panes.status_line import StatusLine
 
         self._history = FrameHistory()
-        self._panes = PaneColumn("off", ascii=self._setup.ascii_only, id="panes")
+        wanted = self._wanted()
+        self._panes = PaneColumn("off" if wanted == "line" else wanted, ascii=self._setup.ascii_only, id="panes")
         self._line = StatusLine(ascii=self._setup.ascii_only, id="status-line")
         await body.mount(self._panes, self._line)
         self._timer = self._screen.set_interval(REFRESH_S, self.poll)
@@ -107,14 +108,18 @@ class Telemetry:
         """Chooses what there is room for, unless the user has chosen."""
         if self._panes is None or self._line is None:
             return
-        width = self._screen.size.width
-        wanted = self.layout
-        if wanted == "auto":
-            wanted = "side" if width >= SIDE_COLUMNS else "strip" if width >= STRIP_COLUMNS else "line"
+        wanted = self._wanted()
         self._line.display = wanted == "line"
-        self._panes.layout_mode = cast("LayoutMode", "off" if wanted == "line" else wanted)
+        self._panes.layout_mode = "off" if wanted == "line" else wanted
         self._screen.set_class(wanted == "full", "-full-panes")
         self.show()
+
+    def _wanted(self) -> LayoutMode | Literal["line"]:
+        """The layout that there is to be now, or the one line of small terminals."""
+        if self.layout != "auto":
+            return cast("LayoutMode", self.layout)
+        width = self._screen.size.width
+        return "side" if width >= SIDE_COLUMNS else "strip" if width >= STRIP_COLUMNS else "line"
 
     def cycle(self) -> None:
         """The next layout."""

@@ -240,4 +240,6 @@ def _shortened(text: str) -> str:
     shown = "\n".join(cut)
     if len(shown) == len(text):
         return text
-    return f"{shown} …\n({len(text):,} characters in all, {text.count(chr(10)) + 1:,} lines)"
+    lines_in_all = text.count("\n") + 1
+    count = f"{lines_in_all:,} {'line' if lines_in_all == 1 else 'lines'}"
+    return f"{shown} …\n({len(text):,} characters in all, {count})"

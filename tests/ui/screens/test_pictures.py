@@ -1,30 +1,52 @@
-"""The chat as it looks: its screens on two sizes, dark and light, without colours, in ASCII.
+"""The chat as it looks: all of its screens on two sizes, dark and light, without colours, in ASCII.
 
-One run of the application goes through all screens, so the order of `walk` matters: answers come in that order.
+One run of the application goes through all screens, and every screen is looked at on all sizes in all themes before
+the next one comes. The order of `Walk.go` matters: answers come in that order. Nothing that is drawn by the clock
+is in a picture: time passes in the engine's telemetry alone, and cursors do not blink.
 """
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
+from textual.color import Color
+from textual.command import CommandPalette
+from textual.screen import Screen
+from textual.strip import Strip
+from textual.widgets import Input, TextArea
 
+from offload.service.messages import Failed
 from tests.support.chat_app import Chat, RunChat
+from tests.support.recordings import FOLDER
 from tests.support.screens import Pictures, colours, painted, pictures, shown
 from tests.support.scripted_engine import Script
 from ui.app import ChatApp
+from ui.recording.recorder import SUFFIX
+from ui.recording.screen import ReplayScreen
+from ui.screens.ask import AskLine, Confirm
+from ui.screens.experts import ExpertsScreen
 from ui.screens.help import HelpScreen
 from ui.screens.profiles import ProfilesScreen
 from ui.screens.sessions import SessionsScreen
 from ui.widgets.themes import DARK, LIGHT
 from ui.widgets.turns import Notice
 
+if TYPE_CHECKING:
+    from textual.theme import Theme
+
 __all__ = ["pictures"]
 
+S = TypeVar("S", bound=Screen[Any])
+
 SIZES = {"120x40": (120, 40), "80x24": (80, 24)}
+SMALLEST = {"60x20": (60, 20)}
 GIB = 1 << 30
+TOKENS = 100
 
 REPLY = """Two ways:
 
@@ -38,16 +60,44 @@ def total(numbers):
 
 The second is shorter.
 """
-ANSWERS = [[REPLY], ["The Rhine."], ["The Baltic Sea."], ["One, two, ", "three."], ["Once upon ", "a time."]]
+ANSWERS: list[Sequence[str] | Failed] = [
+    [REPLY],
+    ["The Rhine."],
+    ["The Baltic Sea."],
+    ["One, two, ", "three."],
+    ["Once upon ", "a time."],
+]
+DRAWN_OTHERWISE = {"panes", "panes-side", "panes-full", "chat-experts", "replay"}
+"""Screens with panes, which have shapes where there are no colours."""
 
-pytestmark = pytest.mark.slow  # until it has been shown to be stable on busy machines
 
-Walk = dict[str, tuple[str, str]]
+def test_with_colours(run_chat: RunChat, machine: None, pictures: Pictures) -> None:
+    walk = Walk(run_chat, themes=(DARK, LIGHT))
+    walk.start()
+    for (name, size, dark), (text, colour) in walk.seen.items():
+        if dark:
+            pictures.check(f"{name}-{size}", text)
+        assert text == walk.seen[name, size, not dark][0], f"{name}: a theme changes colours alone"
+        if size == "80x24":
+            pictures.check(f"{name}-{'dark' if dark else 'light'}", colour)
 
 
-@pytest.fixture(params=SIZES)
-def size(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+def test_without_colours(
+    run_chat: RunChat, machine: None, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    walk = Walk(run_chat, grey=True)
+    walk.start()
+    for (name, size, _), (text, _) in walk.seen.items():
+        pictures.check(f"{name}-{size}-no-colour" if name in DRAWN_OTHERWISE else f"{name}-{size}", text)
+
+
+def test_in_ascii(run_chat: RunChat, machine: None, pictures: Pictures) -> None:
+    walk = Walk(run_chat, ascii_only=True)
+    walk.start()
+    for (name, size, _), (text, _) in walk.seen.items():
+        assert text.isascii()
+        pictures.check(f"{name}-{size}-ascii", text)
 
 
 @pytest.fixture
@@ -56,113 +106,105 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ChatApp, "machine_bytes", staticmethod(lambda: 24 * GIB))
 
 
-def test_with_colours(run_chat: RunChat, machine: None, pictures: Pictures, size: str) -> None:
-    dark = walk(run_chat, size, theme=DARK.name)
-    run_chat.database.unlink()
-    light = walk(run_chat, size, theme=LIGHT.name, brief=True)
-    for name, (text, _) in dark.items():
-        pictures.check(f"{name}-{size}", text)
-    for name, (text, _) in light.items():
-        assert text == dark[name][0]
-    pictures.check(f"conversation-{size}-dark", dark["conversation"][1])
-    pictures.check(f"conversation-{size}-light", light["conversation"][1])
-
-
-def test_without_colours(
-    run_chat: RunChat, machine: None, pictures: Pictures, size: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NO_COLOR", "1")
-    for name, (text, _) in walk(run_chat, size, grey=True).items():
-        pictures.check(f"{name}-{size}-no-colour", text)
-
-
-def test_in_ascii(run_chat: RunChat, machine: None, pictures: Pictures, size: str) -> None:
-    for name, (text, _) in walk(run_chat, size, ascii_only=True).items():
-        assert text.isascii()
-        pictures.check(f"{name}-{size}-ascii", text)
-
-
-def walk(
-    run_chat: RunChat,
-    size: str,
-    *,
-    theme: str = DARK.name,
-    brief: bool = False,
-    grey: bool = False,
-    ascii_only: bool = False,
-) -> Walk:
-    """Goes through the chat's screens: the text of each by its name, and the colours of the conversation.
+class Walk:
+    """Goes through the chat's screens.
 
     Args:
-        brief: Ends after the conversation.
-        grey: Checks that it has no colours.
+        themes: What each is looked at in.
+        grey: Checks that nothing has colours.
+        ascii_only: Asks the chat for ASCII, and ends after the panes.
+
+    Attributes:
+        seen: Text, and colours in short, by name, size and whether the theme is dark.
     """
-    seen: Walk = {}
 
-    async def look(chat: Chat, name: str) -> None:
-        await at_rest(chat)
-        seen[name] = (text_of(chat), painted(chat.app) if name == "conversation" else "")
-        if grey and name == "conversation":
-            used = {colour for line in colours(chat.app) for pair in line for colour in pair if colour}
-            assert all(colour[1:3] == colour[3:5] == colour[5:7] for colour in used)
+    def __init__(
+        self,
+        run_chat: RunChat,
+        *,
+        themes: tuple[Theme, ...] = (DARK,),
+        grey: bool = False,
+        ascii_only: bool = False,
+    ) -> None:
+        self.seen: dict[tuple[str, str, bool], tuple[str, str]] = {}
+        self._run_chat = run_chat
+        self._themes = themes
+        self._grey = grey
+        self._ascii_only = ascii_only
 
-    async def flow(chat: Chat) -> None:
-        telemetry = chat.screen.telemetry
-        chat.screen.prompt.cursor_blink = False
-        await chat.until(lambda: telemetry.frame is not None, "telemetry")
+    def start(self) -> None:
+        """From the first screen to the last."""
+        flags: dict[str, object] = {"theme": DARK.name, "layout": "off"}
+        size = SIZES["120x40"]
+        self._run_chat(self.go, Script(ANSWERS), size=size, flags=flags, ascii_only=self._ascii_only)
+
+    async def go(self, chat: Chat) -> None:
+        press = chat.pilot.press
+        await chat.until(lambda: chat.screen.telemetry.frame is not None, "telemetry")
         await chat.sees("Enter sends")
-        await look(chat, "empty")
+        await self.look(chat, "empty")
 
-        chat.telemetry.ask()
-        for token in range(20):
-            chat.telemetry.token(token)
-            telemetry.poll()
-        chat.telemetry.rest(0.25)
-        telemetry.poll()
+        decode(chat)
         await chat.ask("How do I add numbers?")
         await chat.sees("The second is shorter.", "10.2 tok/s")
-        await look(chat, "conversation")
-        if brief:
-            return
+        await self.look(chat, "conversation")
+        await self.beside_panes(chat)
+        if self._ascii_only:
+            return  # What is left has no panes, and nothing of its own for ASCII.
 
         await new(chat)
         await chat.ask("Name a river.")
         chat.turn(0).focus()
-        await chat.pilot.press("e")
+        await press("e")
         await chat.sees("editing")
+        await self.look(chat, "editing")
         await chat.ask("Name a sea.")
         await chat.sees("The Baltic Sea.", "2/2")
-        await look(chat, "edited")
+        chat.turn(1).focus()
+        await self.look(chat, "message")
 
         await new(chat)
         await begin(chat, "Count to three.")
-        await chat.pilot.press("escape")
+        await self.look(chat, "answering")
+        await press("escape")
         await chat.idle()
         await chat.sees("One, two,", "stopped")
-        await look(chat, "stopped")
+        await self.look(chat, "stopped")
 
-        await chat.pilot.press("f1")
-        await chat.until(lambda: isinstance(chat.app.screen, HelpScreen), "help")
-        await look(chat, "help")
-        await chat.pilot.press("escape")
+        await press("f1")
+        await on(chat, HelpScreen)
+        await self.look(chat, "help")
+        await press("escape")
 
-        await chat.pilot.press("f4")
-        await chat.until(lambda: isinstance(chat.app.screen, ProfilesScreen), "profiles")
+        await press("f4")
+        await on(chat, ProfilesScreen)
         await chat.sees("balanced", "fits")
-        await look(chat, "profiles")
-        await chat.pilot.press("escape")
+        await self.look(chat, "profiles")
+        await press("escape")
 
-        date_sessions(run_chat)
-        await chat.pilot.press("ctrl+o")
-        await chat.until(lambda: isinstance(chat.app.screen, SessionsScreen), "sessions")
+        date_sessions(self._run_chat)
+        await press("ctrl+o")
+        await on(chat, SessionsScreen)
         await chat.sees("2025-03-04", "2025-03-03", "2025-03-02")
-        await look(chat, "sessions")
-        await chat.pilot.press("escape")
+        await self.look(chat, "sessions")
+        await press("ctrl+r")
+        await on(chat, AskLine)
+        await self.look(chat, "rename")
+        await press("escape", "ctrl+d")
+        await on(chat, Confirm)
+        await self.look(chat, "delete")
+        await press("escape", "escape")
+
+        await press("ctrl+p")
+        await on(chat, CommandPalette)
+        await chat.sees("/help", "/new", "/search")
+        await self.look(chat, "palette")
+        await press("escape")
 
         await chat.write("/re")
         await chat.until(lambda: chat.screen.prompt.completing, "completions")
         await chat.sees("/regen", "/rename")
-        await look(chat, "completions")
+        await self.look(chat, "completions")
         await chat.write("")
 
         await new(chat)
@@ -171,12 +213,70 @@ def walk(
         await chat.idle()
         await chat.until(lambda: isinstance(chat.app.focused, Notice), "the notice")
         await chat.sees("the engine ended", "ended by an error")
-        await look(chat, "engine-died")
+        await self.look(chat, "engine-died")
 
-    # Panes draw by the clock, so a picture with them is another one on a busy machine; tests/ui/panes has theirs.
-    flags: dict[str, object] = {"theme": theme, "layout": "off"}
-    run_chat(flow, Script(ANSWERS), size=SIZES[size], flags=flags, ascii_only=ascii_only)
-    return seen
+    async def beside_panes(self, chat: Chat) -> None:
+        """A conversation with panes in every layout, and the screens that are nothing but telemetry."""
+        telemetry = chat.screen.telemetry
+        telemetry.set_layout("auto")
+        await chat.until(lambda: telemetry._history and telemetry._history.oracle, "the oracle")
+        telemetry.show()
+        await self.look(chat, "panes", SIZES | SMALLEST)
+        telemetry.set_layout("side")
+        await self.look(chat, "panes-side", {"80x24": SIZES["80x24"]})
+        telemetry.set_layout("full")
+        await self.look(chat, "panes-full")
+        telemetry.set_layout("off")
+
+        await chat.pilot.press("f3")
+        await on(chat, ExpertsScreen)
+        await chat.until(
+            lambda: f"token {TOKENS} of {TOKENS}" in chat.shown and "..." not in chat.shown, "the oracle"
+        )
+        await self.look(chat, "chat-experts")
+        await chat.pilot.press("escape")
+
+        await chat.send(f"/replay {FOLDER / f'cpu{SUFFIX}'}")
+        replay = await on(chat, ReplayScreen)
+        replay.source.paused = True
+        await replay._go(4.0)
+        await chat.sees("Air scatters", "paused")
+        await self.look(chat, "replay")
+        await chat.pilot.press("escape")
+
+    async def look(self, chat: Chat, name: str, sizes: dict[str, tuple[int, int]] = SIZES) -> None:
+        """What the screen is like on all sizes in all themes, beginning with those that it has."""
+        now = tuple(chat.app.size)
+        for size, (columns, rows) in sorted(sizes.items(), key=lambda item: item[1] != now):
+            await chat.pilot.resize_terminal(columns, rows)
+            for theme in sorted(self._themes, key=lambda theme: theme.name != chat.app.theme):
+                chat.app.theme = theme.name
+                await at_rest(chat, (columns, rows), theme)
+                self.seen[name, size, theme.dark] = (
+                    text_of(chat),
+                    painted(chat.app) if len(self._themes) > 1 else "",
+                )
+                if self._grey:
+                    used = {colour for line in colours(chat.app) for pair in line for colour in pair if colour}
+                    assert all(colour[1:3] == colour[3:5] == colour[5:7] for colour in used)
+
+
+async def on(chat: Chat, kind: type[S]) -> S:
+    """Waits until a screen of a kind is there."""
+    await chat.until(lambda: isinstance(chat.app.screen, kind), kind.__name__)
+    screen = chat.app.screen
+    assert isinstance(screen, kind)
+    return screen
+
+
+def decode(chat: Chat) -> None:
+    """The engine's counters of an answer."""
+    chat.telemetry.ask()
+    for token in range(TOKENS):
+        chat.telemetry.token(token)
+        chat.screen.telemetry.poll()
+    chat.telemetry.rest(0.25)
+    chat.screen.telemetry.poll()
 
 
 async def new(chat: Chat) -> None:
@@ -195,13 +295,24 @@ async def begin(chat: Chat, text: str) -> None:
     await chat.until(lambda: chat.branch[-1][0] == "assistant", "the first piece is kept")
 
 
-async def at_rest(chat: Chat) -> None:
-    """Waits until what is on the terminal has been the same for a few looks, with nothing left to lay out."""
-    looks: list[str] = []
+async def at_rest(chat: Chat, size: tuple[int, int], theme: Theme) -> None:
+    """Waits until the terminal has this size and theme, and has been the same for a few looks."""
+    looks: list[list[Strip]] = []
+    wanted = Color.parse(theme.background or "")
 
     def rests() -> bool:
-        looks.append(shown(chat.app))
-        return len(looks) >= 4 and len(set(looks[-4:])) == 1
+        if not (tuple(chat.app.screen.size) == tuple(chat.screen.size) == size):
+            return False
+        if chat.screen.styles.background != wanted:
+            return False
+        for one in chat.app.screen.query("Input, TextArea"):
+            assert isinstance(one, Input | TextArea)
+            one.cursor_blink = False
+        if len(looks) < 2:  # A dialog shows what is behind it as that was when the dialog was drawn.
+            for screen in chat.app.screen_stack:
+                screen.refresh()
+        looks.append(chat.app.screen._compositor.render_strips())
+        return len(looks) >= 4 and looks[-1] == looks[-2] == looks[-3]
 
     await chat.until(rests, "a screen at rest")
 
