@@ -8,12 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from finemoe_cli import options
+from finemoe_cli.commands.pack import told_error
 from finemoe_cli.exit_codes import ExitCode
 from finemoe_cli.output import Output
 from offload.errors import FinemoeError
 from offload.models.record import HubRecord
 from offload.models.spec import ModelSpec, read_spec
 from offload.models.synthetic import read_card
+from offload.precision import QUANTISED
 from offload.units import format_bytes
 from profiles.config_file import store_setting
 from profiles.models import (
@@ -91,11 +93,20 @@ def show(name: NameOrPath, as_json: options.Json = False) -> None:
     if as_json:
         output.json({"name": name, **facts})
         return
+    quantised = facts.pop("quantised")
     sizes = ("tensor_bytes", "dense_bytes", "experts_bytes", "expert_bytes", "kv_bytes_per_token")
     output.pairs(
         [
             (key.removesuffix("_bytes").replace("_", " "), format_bytes(value) if key in sizes else _plain(value))
             for key, value in facts.items()
+        ]
+        + [
+            (
+                f"packed as {precision}",
+                pack["problem"]
+                or f"{pack['path']}, {format_bytes(pack['bytes'])}; error {told_error(pack['error'])}",
+            )
+            for precision, pack in quantised.items()
         ],
     )
 
@@ -218,7 +229,23 @@ def _facts(spec: ModelSpec, record: HubRecord | None) -> dict[str, Any]:
         "expert_bytes": spec.expert_bytes,
         "kv_bytes_per_token": spec.kv_bytes_per_token,
         "packed": str(pack) if pack else None,
+        "quantised": {
+            precision: _pack_facts(path)
+            for precision in QUANTISED
+            if (path := find_pack(spec, index, packs_dir(), precision))
+        },
     }
+
+
+def _pack_facts(path: Path) -> dict[str, Any]:
+    """What a quantised pack says about itself; why it cannot be used, if it cannot."""
+    from offload.store.packed_format import read_head
+
+    try:
+        head = read_head(path)
+    except FinemoeError as error:
+        return {"path": str(path), "bytes": path.stat().st_size, "error": {}, "problem": error.message}
+    return {"path": str(path), "bytes": head.file_bytes, "error": dict(head.header.error), "problem": None}
 
 
 def _record_of(name: str) -> HubRecord | None:

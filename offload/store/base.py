@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offload.models.spec import ModelSpec
+from offload.precision import Precision
 
 BLOCK = 4096
 """Bytes of one block. Direct I/O moves whole blocks between block-aligned places; slots consist of them."""
@@ -18,24 +19,27 @@ class ExpertStore(Protocol):
 
     An expert's number is ``layer * num_experts + expert``, ``layer`` counting the layers with routed experts
     (``spec.moe_layers`` names the decoder layers). After :meth:`read`, the slot holds the gate and up rows as
-    one bf16 matrix ``[2I, H]`` that begins at byte ``gate_up_offset[number]``, and the down projection as a
-    bf16 matrix ``[H, I]`` at byte ``down_offset[number]``. Nothing is said about the slot's other bytes.
+    one matrix ``[2I, H]`` that begins at byte ``gate_up_offset[number]``, and the down projection as a matrix
+    ``[H, I]`` at byte ``down_offset[number]``, both in the store's precision (:mod:`offload.precision`). Nothing is
+    said about the slot's other bytes.
 
     Attributes:
         spec: The model's facts.
         kind: ``"safetensors"`` or ``"packed"``.
+        precision: How the weights are kept.
         note: Why a pack that is there is not used, in one line; empty if there is nothing to say.
         record_bytes: Bytes of one expert's weights.
         slot_bytes: Bytes that a slot must have to take any expert; a multiple of :data:`BLOCK`.
         staging_bytes: Bytes of memory that each reading thread takes beside the slots; 0 if none.
         direct: Whether reads go past the page cache.
         direct_refused: Why they do not, in one line; empty if they do.
-        gate_up_offset: int64 ``[total_experts]``, bytes, all even.
-        down_offset: int64 ``[total_experts]``, bytes, all even.
+        gate_up_offset: int64 ``[total_experts]``, bytes, all even; multiples of 32 in quantised records.
+        down_offset: int64 ``[total_experts]``, likewise.
     """
 
     spec: ModelSpec
     kind: str
+    precision: Precision
     note: str
     record_bytes: int
     slot_bytes: int

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from offload.errors import FinemoeError
+from offload.errors import CorruptCheckpoint, FinemoeError, ModelNotFound
 from offload.models.spec import ModelSpec
+from offload.precision import BF16, BITS, Precision
 from offload.store.base import ExpertStore
 from offload.store.fingerprint import fingerprint, newest_change
-from offload.store.packed_format import PACK_NAME, PACK_SUFFIX
+from offload.store.packed_format import pack_name
 from offload.store.packed_store import PackedStore
 from offload.store.safetensors_index import CheckpointIndex
 from offload.store.safetensors_store import SafetensorsStore
@@ -19,6 +20,7 @@ from offload.telemetry.log import logger
 def open_store(
     spec: ModelSpec,
     index: CheckpointIndex,
+    precision: Precision = BF16,
     *,
     pack: Path | None = None,
     packs_folder: Path | None = None,
@@ -26,24 +28,30 @@ def open_store(
 ) -> ExpertStore:
     """Opens the pack of the model if there is one, whole and not older than the checkpoint, else the checkpoint.
 
-    A pack that is there and is not used is logged, and ``note`` of the store says why.
+    A pack that is there and is not used is logged, and ``note`` of the store says why. A quantised model has
+    nothing but its pack.
 
     Args:
         spec: The model's facts.
         index: The places of its tensors.
+        precision: How weights are kept.
         pack: Use this pack and no other.
         packs_folder: Where the packs of models are whose own folders cannot be written.
         direct: Whether to read past the page cache; ``None`` does where the filesystem allows it.
 
     Raises:
         UnsupportedModel: The experts are not in bfloat16; or ``pack`` is of another version or precision.
-        CorruptCheckpoint: The checkpoint cannot be used; or ``pack`` is damaged or of another model.
+        CorruptCheckpoint: The checkpoint cannot be used; or ``pack``, or a quantised one, is damaged or of another
+            model.
+        ModelNotFound: There is no pack in a precision other than bfloat16.
         StorageError: ``direct`` is asked for and the filesystem refuses it.
     """
     if pack is not None:
-        return PackedStore.open(spec, index, pack, direct=direct)
+        return PackedStore.open(spec, index, pack, precision, direct=direct)
     note = ""
-    path = find_pack(spec, index, packs_folder)
+    path = find_pack(spec, index, packs_folder, precision)
+    if precision != BF16:
+        return _quantised(spec, index, path, precision, direct)
     if path is not None:
         if is_older(path, index):
             note = f"{path} is older than the checkpoint and not used; pack the model again: finemoe pack"
@@ -58,21 +66,34 @@ def open_store(
     return store
 
 
-def find_pack(spec: ModelSpec, index: CheckpointIndex, packs_folder: Path | None = None) -> Path | None:
+def _quantised(
+    spec: ModelSpec, index: CheckpointIndex, path: Path | None, precision: Precision, direct: bool | None
+) -> PackedStore:
+    remedy = f"pack it: finemoe pack --bits {BITS[precision]} {spec.name}"
+    if path is None:
+        raise ModelNotFound(f"{spec.name} is not packed as {precision}", remedy)
+    if is_older(path, index):
+        raise CorruptCheckpoint(f"{path} is older than the checkpoint and cannot be used", remedy)
+    return PackedStore.open(spec, index, path, precision, direct=direct)
+
+
+def find_pack(
+    spec: ModelSpec, index: CheckpointIndex, packs_folder: Path | None = None, precision: Precision = BF16
+) -> Path | None:
     """The model's pack, usable or not: in the model's folder, or else in ``packs_folder``; ``None`` without one."""
-    path = spec.folder / PACK_NAME
+    path = spec.folder / pack_name(precision)
     if os.path.lexists(path):
         return path
     if packs_folder is not None and packs_folder.is_dir():
-        path = pack_in(packs_folder, spec, index)
+        path = pack_in(packs_folder, spec, index, precision)
         if path.exists():
             return path
     return None
 
 
-def pack_in(packs_folder: Path, spec: ModelSpec, index: CheckpointIndex) -> Path:
+def pack_in(packs_folder: Path, spec: ModelSpec, index: CheckpointIndex, precision: Precision = BF16) -> Path:
     """Where the model's pack is in a folder of many: under its fingerprint, wherever the model itself lies."""
-    return packs_folder / f"{fingerprint(spec, index)}{PACK_SUFFIX}"
+    return packs_folder / pack_name(precision, fingerprint(spec, index))
 
 
 def is_older(pack: Path, index: CheckpointIndex) -> bool:

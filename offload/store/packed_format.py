@@ -13,13 +13,15 @@
          64 + header_bytes
                 table: the SHA-256 of each record, 32 bytes each, then zeros
          head_bytes
-                records, ``stride`` bytes each, in the order of experts
+                records of experts, ``stride`` bytes each, in the order of experts
+         head_bytes + experts * stride
+                quantised models only: records of all other weights, whole blocks each
 
 Everything before the records is the head. An expert's number is ``layer * num_experts + expert``, ``layer``
-counting the layers with routed experts, and its record begins at ``head_bytes + number * stride``. A record in
-the precision ``bf16`` is the gate and up rows as one bfloat16 matrix ``[2I, H]`` at its byte ``gate_up``, the
-down projection ``[H, I]`` at its byte ``down``, and zeros up to ``stride``, the next multiple of 4096: direct
-I/O brings it into a slot in one read. Its checksum covers all of it.
+counting the layers with routed experts, and its record begins at ``head_bytes + number * stride``. A record is the
+gate and up rows as one matrix ``[2I, H]`` at its byte ``gate_up``, the down projection ``[H, I]`` at its byte
+``down``, and zeros up to ``stride``, the next multiple of 4096: direct I/O brings it into a slot in one read. Its
+checksum covers all of it. How a matrix lies there in each precision is said in :mod:`offload.precision`.
 
 The magic and the place of the version are the same in every version. The precision is one of the header's
 fields, so that quantised records need no other version, only a reader that knows them. What a header may hold
@@ -32,25 +34,21 @@ because 32 zeros can then stand for "not written yet", and because ``dd`` and ``
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from offload.errors import CorruptCheckpoint, UnsupportedModel
-from offload.models.spec import BYTES_PER_WEIGHT, ModelSpec
+from offload.precision import BF16, PRECISIONS, Precision
 from offload.store.base import BLOCK
 from offload.store.blocks import align_up
+from offload.store.packed_header import DensePiece, PackHeader, header_json, parse_header, pieces_of
 
 PACK_NAME = "experts.finemoe"
-"""The pack's file name in a model's folder."""
-PACK_SUFFIX = ".finemoe"
+"""The file name of a model's pack in bfloat16, in the model's folder."""
 MAGIC = b"FINEMOE\x1a"
 VERSION = 1
-BF16 = "bf16"
-"""The precision of unquantised records, the only one that is written and read now."""
-
 DIGEST_BYTES = 32
 PACK_AGAIN = "pack the model again: finemoe pack --force"
 
@@ -58,44 +56,14 @@ _PREAMBLE = struct.Struct("<8sIIQ8x32s")
 _CHECKSUM_AT = 32
 _LONGEST_HEADER = 1 << 24
 _LONGEST_HEAD = 1 << 28
-_FORMAT = "finemoe experts"
 
 
-@dataclass(frozen=True, slots=True)
-class PackHeader:
-    """What a pack says about itself.
-
-    Attributes:
-        precision: How weights are kept; ``"bf16"``.
-        fingerprint: Of the checkpoint that was packed; see :func:`offload.store.fingerprint.fingerprint`.
-        model_type: Its family.
-        moe_layers: Its layers with routed experts, among all decoder layers.
-        num_experts: Routed experts a layer.
-        hidden_size: Width of the residual stream, H.
-        expert_size: Neurons of one routed expert, I.
-        stride: Bytes of one record.
-        gate_up: Byte of a record where the gate and up rows begin.
-        down: Byte of a record where the down projection begins.
-    """
-
-    precision: str
-    fingerprint: str
-    model_type: str
-    moe_layers: tuple[int, ...]
-    num_experts: int
-    hidden_size: int
-    expert_size: int
-    stride: int
-    gate_up: int
-    down: int
-
-    @property
-    def records(self) -> int:
-        """Records of the pack: one for each routed expert."""
-        return len(self.moe_layers) * self.num_experts
+def pack_name(precision: Precision, stem: str = "experts") -> str:
+    """The file name of a pack: ``experts.finemoe``, ``experts.int8.finemoe``, ``experts.int4.finemoe``."""
+    return f"{stem}.finemoe" if precision == BF16 else f"{stem}.{precision}.finemoe"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PackHead:
     """Everything that comes before the records.
 
@@ -107,20 +75,44 @@ class PackHead:
     header: PackHeader
     digests: bytes
 
+    @cached_property
+    def pieces(self) -> tuple[DensePiece, ...]:
+        """The records behind those of experts."""
+        return pieces_of(self.header.dense)
+
+    @property
+    def records(self) -> int:
+        """Records of the pack: one for each routed expert, then those of dense weights."""
+        return self.header.experts + len(self.pieces)
+
     @property
     def table_start(self) -> int:
         """Byte of the file where the table of checksums begins."""
         return _PREAMBLE.size + len(_header_text(self.header))
 
-    @property
+    @cached_property
     def head_bytes(self) -> int:
         """Byte of the file where the first record begins."""
-        return align_up(self.table_start + len(self.digests))
+        return align_up(self.table_start + self.records * DIGEST_BYTES)
+
+    @property
+    def dense_start(self) -> int:
+        """Byte of the file behind the records of experts."""
+        return self.head_bytes + self.header.experts * self.header.stride
 
     @property
     def file_bytes(self) -> int:
         """Bytes of the whole file."""
-        return self.head_bytes + self.header.records * self.header.stride
+        begin, nbytes = self.place(self.records - 1)
+        return begin + nbytes
+
+    def place(self, record: int) -> tuple[int, int]:
+        """Where ``record`` begins in the file, and its bytes: whole blocks."""
+        experts, stride = self.header.experts, self.header.stride
+        if record < experts:
+            return self.head_bytes + record * stride, stride
+        piece = self.pieces[record - experts]
+        return self.dense_start + piece.begin, align_up(piece.nbytes)
 
     def digest(self, record: int) -> bytes:
         """The checksum that ``record`` must have."""
@@ -136,23 +128,6 @@ class PackHead:
             checksum = hashlib.sha256(preamble + body).digest()
             preamble = preamble[:_CHECKSUM_AT] + checksum
         return preamble + body
-
-
-def header_of(spec: ModelSpec, fingerprint: str) -> PackHeader:
-    """The header of a pack of the model ``spec`` in bfloat16."""
-    half = spec.expert_size * spec.hidden_size * BYTES_PER_WEIGHT
-    return PackHeader(
-        precision=BF16,
-        fingerprint=fingerprint,
-        model_type=spec.architecture.model_type,
-        moe_layers=spec.moe_layers,
-        num_experts=spec.num_experts,
-        hidden_size=spec.hidden_size,
-        expert_size=spec.expert_size,
-        stride=align_up(spec.expert_bytes),
-        gate_up=0,
-        down=2 * half,
-    )
 
 
 def is_pack(path: Path) -> bool:
@@ -186,13 +161,14 @@ def read_head(path: Path) -> PackHead:
         raise _corrupt(path, "has a damaged head: its checksum does not match")
     table_start = _PREAMBLE.size + header_bytes
     header = _parse_header(path, content[_PREAMBLE.size : table_start])
-    if header.precision != BF16:
+    if header.precision not in PRECISIONS:
         raise UnsupportedModel(
             f"{path} keeps its experts as {header.precision}, which this finemoe does not read",
             "use a newer finemoe, or pack the model again: finemoe pack --force",
         )
-    head = PackHead(header, content[table_start : table_start + header.records * DIGEST_BYTES])
-    if len(head.digests) != header.records * DIGEST_BYTES or head.encode(sealed=True) != content:
+    table_bytes = PackHead(header, b"").records * DIGEST_BYTES
+    head = PackHead(header, content[table_start : table_start + table_bytes])
+    if not header.experts or len(head.digests) != table_bytes or head.encode(sealed=True) != content:
         raise _corrupt(path, "has a head that contradicts itself")
     if size != head.file_bytes:
         problem = "is truncated" if size < head.file_bytes else "is too long"
@@ -225,55 +201,16 @@ def _check_preamble(path: Path, preamble: bytes, size: int) -> tuple[int, int]:
 
 
 def _header_text(header: PackHeader) -> bytes:
-    fields = {
-        "format": _FORMAT,
-        "precision": header.precision,
-        "fingerprint": header.fingerprint,
-        "model": {
-            "model_type": header.model_type,
-            "moe_layers": header.moe_layers,
-            "num_experts": header.num_experts,
-            "hidden_size": header.hidden_size,
-            "expert_size": header.expert_size,
-        },
-        "records": {
-            "count": header.records,
-            "stride": header.stride,
-            "gate_up": header.gate_up,
-            "down": header.down,
-            "checksum": "sha256",
-        },
-    }
-    text = json.dumps(fields, separators=(",", ":")).encode("ascii")
+    text = header_json(header)
     padded = align_up(_PREAMBLE.size + len(text)) - _PREAMBLE.size
     return text.ljust(padded)
 
 
 def _parse_header(path: Path, text: bytes) -> PackHeader:
     try:
-        fields: dict[str, Any] = json.loads(text)
-        model, records = fields["model"], fields["records"]
-        header = PackHeader(
-            precision=str(fields["precision"]),
-            fingerprint=str(fields["fingerprint"]),
-            model_type=str(model["model_type"]),
-            moe_layers=tuple(_count(layer) for layer in model["moe_layers"]),
-            num_experts=_count(model["num_experts"]),
-            hidden_size=_count(model["hidden_size"]),
-            expert_size=_count(model["expert_size"]),
-            stride=_count(records["stride"]),
-            gate_up=_count(records["gate_up"]),
-            down=_count(records["down"]),
-        )
+        return parse_header(text)
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise _corrupt(path, f"has a header that cannot be understood: {error!r}") from error
-    return header
-
-
-def _count(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is not a count")
-    return value
 
 
 def _corrupt(path: Path, problem: str) -> CorruptCheckpoint:

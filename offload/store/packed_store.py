@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from offload.errors import CorruptCheckpoint
+from offload.errors import CorruptCheckpoint, UnsupportedModel
 from offload.models.spec import ModelSpec
+from offload.precision import BF16, Precision, expert_layout
 from offload.store.data_files import DataFiles, read_failure
 from offload.store.fingerprint import fingerprint
-from offload.store.packed_format import PACK_AGAIN, PackHead, header_of, read_head
-from offload.store.safetensors_index import CheckpointIndex
+from offload.store.packed_format import PACK_AGAIN, PackHead, read_head
+from offload.store.packed_header import PackHeader, header_of
+from offload.store.records import dense_tensors
+from offload.store.safetensors_index import CheckpointIndex, read_into
 
 
 class PackedStore:
@@ -21,11 +25,13 @@ class PackedStore:
 
     Attributes:
         path: The pack.
+        head: What it says about itself.
     """
 
     spec: ModelSpec
     path: Path
     kind: str
+    precision: Precision
     note: str
     record_bytes: int
     slot_bytes: int
@@ -40,19 +46,25 @@ class PackedStore:
         self.path = path
         self.kind = "packed"
         self.note = ""
-        self.record_bytes = spec.expert_bytes
+        self.precision = head.header.precision
+        self.record_bytes = expert_layout(self.precision, spec.hidden_size, spec.expert_size).nbytes
         self.slot_bytes = head.header.stride
         self.staging_bytes = 0
         self.gate_up_offset = np.full(spec.total_experts, head.header.gate_up, dtype=np.int64)
         self.down_offset = np.full(spec.total_experts, head.header.down, dtype=np.int64)
-        self._first = head.head_bytes
-        self._head = head
+        self.head = head
         self._files = DataFiles([path], direct)
         self.direct, self.direct_refused = self._files.direct, self._files.direct_refused
 
     @classmethod
     def open(
-        cls, spec: ModelSpec, index: CheckpointIndex, path: Path, *, direct: bool | None = None
+        cls,
+        spec: ModelSpec,
+        index: CheckpointIndex,
+        path: Path,
+        precision: Precision = BF16,
+        *,
+        direct: bool | None = None,
     ) -> PackedStore:
         """Checks the pack's head, and that it is of this very checkpoint; records are not read.
 
@@ -60,41 +72,71 @@ class PackedStore:
             spec: The model's facts.
             index: The places of its tensors, for the fingerprint.
             path: The pack.
+            precision: How its weights have to be kept.
             direct: Whether to read past the page cache; ``None`` does where the filesystem allows it.
 
         Raises:
-            UnsupportedModel: A pack of another version of the format, or in another precision.
+            UnsupportedModel: A pack of another version of the format, or in another precision; or a model that
+                cannot be quantised.
             CorruptCheckpoint: No pack, a damaged one, or one of another model.
             StorageError: ``direct`` is asked for and the filesystem refuses it.
         """
         head = read_head(path)
-        expected = header_of(spec, fingerprint(spec, index))
+        expected = pack_header(spec, index, precision)
         if head.header.fingerprint != expected.fingerprint:
             raise CorruptCheckpoint(f"{path} is a pack of another model than {spec.folder}", PACK_AGAIN)
-        if head.header != expected:
+        if head.header.precision != precision:
+            raise UnsupportedModel(
+                f"{path} keeps its weights as {head.header.precision} and not as {precision}",
+                f"use --precision {head.header.precision}, or pack the model again: finemoe pack",
+            )
+        if head.header.without_error() != expected:
             raise CorruptCheckpoint(f"{path} describes other records than {spec.name} has", PACK_AGAIN)
         return cls(spec, path, head, direct)
 
     def read(self, expert_id: int, slot: memoryview) -> int:
         """See :meth:`ExpertStore.read <offload.store.base.ExpertStore.read>`."""
-        return self._read(expert_id, self.record_bytes, slot)
+        start, _ = self.head.place(expert_id)
+        try:
+            return self._files.read(0, start, 0, self.record_bytes, slot[: self.slot_bytes])
+        except (OSError, EOFError) as error:
+            raise read_failure(self.spec, expert_id, self.path, error) from error
 
-    def read_checked(self, expert_id: int, slot: memoryview) -> bool:
-        """As :meth:`read`, with all of the record; whether its checksum matches.
+    def read_dense(self, name: str, out: memoryview) -> None:
+        """Reads the weight called ``name``, as it is packed, into ``out`` (bytes, of exactly its size).
+
+        They are not left in the page cache.
 
         Raises:
-            ExpertReadError: The bytes could not be read.
+            CorruptCheckpoint: There is no such weight, or the pack cannot be read.
         """
-        self._read(expert_id, self.slot_bytes, slot)
-        return hashlib.sha256(slot[: self.slot_bytes]).digest() == self._head.digest(expert_id)
+        piece = next((piece for piece in self.head.pieces if piece.tensor.name == name), None)
+        if piece is None:
+            raise CorruptCheckpoint(f"{self.path} has no tensor '{name}'", PACK_AGAIN)
+        if out.nbytes != piece.tensor.nbytes:
+            raise ValueError(f"{name} has {piece.tensor.nbytes} bytes, the buffer {out.nbytes}")
+        read_into(self.path, self.head.dense_start + piece.begin, out, PACK_AGAIN)
+
+    def read_checked(self, record: int, buffer: memoryview) -> bool:
+        """Reads any record, of an expert or of dense weights; whether its checksum matches.
+
+        Raises:
+            CorruptCheckpoint: The bytes could not be read.
+        """
+        begin, nbytes = self.head.place(record)
+        read_into(self.path, begin, buffer[:nbytes], PACK_AGAIN)
+        return hashlib.sha256(buffer[:nbytes]).digest() == self.head.digest(record)
 
     def close(self) -> None:
         """See :meth:`ExpertStore.close <offload.store.base.ExpertStore.close>`."""
         self._files.close()
 
-    def _read(self, expert_id: int, nbytes: int, slot: memoryview) -> int:
-        start = self._first + expert_id * self.slot_bytes
-        try:
-            return self._files.read(0, start, 0, nbytes, slot[: self.slot_bytes])
-        except (OSError, EOFError) as error:
-            raise read_failure(self.spec, expert_id, self.path, error) from error
+
+def pack_header(spec: ModelSpec, index: CheckpointIndex, precision: Precision) -> PackHeader:
+    """The header that a pack of the model must have, without the errors of its weights.
+
+    Raises:
+        UnsupportedModel: A model that finemoe does not quantise.
+    """
+    dense = dense_tensors(spec, index, precision)
+    return replace(header_of(spec, fingerprint(spec, index), precision), dense=dense)

@@ -16,23 +16,23 @@ import hashlib
 import os
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-import numpy as np
-
 from offload.errors import CorruptCheckpoint, StorageError, UnsupportedModel
 from offload.files import Progress, disk_is_full, locked, storage_errors, sync_folder
-from offload.models.spec import BYTES_PER_WEIGHT, ModelSpec
+from offload.models.spec import ModelSpec
+from offload.precision import BF16, Precision
 from offload.store.blocks import align_down, drop_cached, read_exact
-from offload.store.fingerprint import fingerprint, newest_change
+from offload.store.fingerprint import newest_change
 from offload.store.open_store import is_older
-from offload.store.packed_format import DIGEST_BYTES, PackHead, PackHeader, header_of, is_pack, read_head
-from offload.store.packed_store import PackedStore
+from offload.store.packed_format import DIGEST_BYTES, PackHead, is_pack, read_head
+from offload.store.packed_header import PackHeader
+from offload.store.packed_store import PackedStore, pack_header
+from offload.store.records import RecordSource
 from offload.store.safetensors_index import CheckpointIndex
-from offload.store.safetensors_store import SafetensorsStore
 from offload.store.sweep import sweep
 from offload.store.verify import find_damage
 from offload.units import MIB, format_bytes
@@ -49,20 +49,30 @@ class PackResult:
         path: The pack.
         outcome: ``"written"``; ``"there"``: a pack of this checkpoint was there already; ``"confirmed"``: it
             was there and older, has proved to be equal, and counts as new from now on.
+        precision: How its weights are kept.
         experts: Experts in the pack.
-        kept: Of them, those that an interrupted run had written.
+        kept: Records that an interrupted run had written.
         nbytes: Bytes of the file.
+        error: For each kind of quantised matrices, their error relative to the weights, root mean square.
     """
 
     path: Path
     outcome: Literal["written", "there", "confirmed"]
+    precision: Precision
     experts: int
     kept: int
     nbytes: int
+    error: dict[str, float]
 
 
 def write_pack(
-    spec: ModelSpec, index: CheckpointIndex, path: Path, *, force: bool = False, progress: Progress | None = None
+    spec: ModelSpec,
+    index: CheckpointIndex,
+    path: Path,
+    precision: Precision = BF16,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
 ) -> PackResult:
     """Makes sure that ``path`` is a pack of the model, writing it if it is not.
 
@@ -73,30 +83,32 @@ def write_pack(
         spec: The model's facts.
         index: The places of its tensors.
         path: Where the pack goes; its folder must be there.
+        precision: How weights are kept. Quantised packs hold all of the model's weights.
         force: Write it anew in any case, from the beginning, whatever is at ``path``.
         progress: Called with ``"wait"`` (seconds, 0) while another run writes, ``"pack"`` or ``"verify"`` (bytes).
             An exception it raises ends the run, which the next one continues.
 
     Raises:
-        UnsupportedModel, CorruptCheckpoint: The checkpoint cannot be read as its configuration asks.
+        UnsupportedModel: A model that finemoe does not read, or does not quantise.
+        CorruptCheckpoint: The checkpoint cannot be read as its configuration asks.
         ExpertReadError: The checkpoint's bytes cannot be read.
         StorageError: Too little space, a place that cannot be written, or something else than a pack of this model
             is there. Nothing at ``path`` has changed.
     """
     report = progress or (lambda stage, done, total: None)
     _check_place(path, force)
-    header = header_of(spec, fingerprint(spec, index))
-    source = SafetensorsStore.open(spec, index)
+    source = RecordSource(spec, index, pack_header(spec, index, precision))
     try:
         with storage_errors(f"the pack of {spec.name}", path), locked(_sibling(path, "lock"), report):
-            outcome = None if force else _examine(path, header, source, index, report)
+            outcome = None if force else _examine(path, source, index, report)
             kept = 0
             if outcome is None:
-                kept = _write(path, header, source, newest_change(index), report, fresh=force)
+                kept = _write(path, source, newest_change(index), report, fresh=force)
             nbytes = path.stat().st_size
+            error = dict(read_head(path).header.error)
     finally:
         source.close()
-    return PackResult(path, outcome or "written", spec.total_experts, kept, nbytes)
+    return PackResult(path, outcome or "written", precision, spec.total_experts, kept, nbytes, error)
 
 
 def _check_place(path: Path, force: bool) -> None:
@@ -112,7 +124,7 @@ def _check_place(path: Path, force: bool) -> None:
 
 
 def _examine(
-    path: Path, header: PackHeader, source: SafetensorsStore, index: CheckpointIndex, progress: Progress
+    path: Path, source: RecordSource, index: CheckpointIndex, progress: Progress
 ) -> Literal["there", "confirmed"] | None:
     """Whether what is at ``path`` will do; ``None`` if a pack has to be written there.
 
@@ -125,8 +137,10 @@ def _examine(
         head = read_head(path)
     except (CorruptCheckpoint, UnsupportedModel):
         return None
-    if head.header != header:
-        raise StorageError(f"{path} is a pack of another model", "replace it with --force, or choose another place")
+    if head.header.without_error() != source.head.header:
+        other = head.header.fingerprint != source.head.header.fingerprint
+        what = "another model" if other else f"this model as {head.header.precision}"
+        raise StorageError(f"{path} is a pack of {what}", "replace it with --force, or choose another place")
     if not is_older(path, index):
         return "there"
     pack = PackedStore(source.spec, path, head, None)
@@ -140,15 +154,13 @@ def _examine(
     return "confirmed"
 
 
-def _write(
-    path: Path, header: PackHeader, source: SafetensorsStore, newest: int, progress: Progress, *, fresh: bool
-) -> int:
+def _write(path: Path, source: RecordSource, newest: int, progress: Progress, *, fresh: bool) -> int:
     """Writes the pack, or what of it is missing; returns how many records were there."""
     part = _sibling(path, "part")
     if fresh:
         part.unlink(missing_ok=True)
     try:
-        with _Part(part, header) as file:
+        with _Part(part, replace(source.head.header, error=source.errors())) as file:
             _check_space(part, file.head)
             kept = _fill(file, source, progress)
             file.seal(newest)
@@ -161,40 +173,25 @@ def _write(
         raise
 
 
-def _fill(file: _Part, source: SafetensorsStore, progress: Progress) -> int:
-    spec, stride = source.spec, file.head.header.stride
-    done = kept = 0
+def _fill(file: _Part, source: RecordSource, progress: Progress) -> int:
+    records, done, kept = file.head.records, 0, 0
+    total = sum(file.head.place(record)[1] for record in range(records))
 
-    def copy(expert: int, views: list[memoryview]) -> bool:
-        slot, record = views
-        if file.has(expert, record):
+    def copy(record: int, views: list[memoryview]) -> bool:
+        scratch, buffer = views
+        if file.has(record, buffer):
             return True
-        source.read(expert, slot)
-        _to_record(source, expert, slot, file.head.header, record)
-        file.write(expert, record)
+        file.write(record, source.fill(record, scratch, buffer))
         return False
 
-    def take(expert: int, was_there: bool) -> None:
+    def take(record: int, was_there: bool) -> None:
         nonlocal done, kept
-        done += 1
+        done += file.head.place(record)[1]
         kept += was_there
-        progress("pack", done * stride, spec.total_experts * stride)
+        progress("pack", done, total)
 
-    sweep(range(spec.total_experts), (source.slot_bytes, stride), copy, take)
+    sweep(range(records), (source.scratch_bytes, source.record_bytes), copy, take)
     return kept
-
-
-def _to_record(
-    source: SafetensorsStore, expert: int, slot: memoryview, header: PackHeader, record: memoryview
-) -> None:
-    half = header.expert_size * header.hidden_size * BYTES_PER_WEIGHT
-    # numpy's copy lets other threads run meanwhile; a memoryview's does not.
-    source_bytes, target_bytes = np.frombuffer(slot, np.uint8), np.frombuffer(record, np.uint8)
-    begin = int(source.gate_up_offset[expert])
-    target_bytes[header.gate_up : header.gate_up + 2 * half] = source_bytes[begin : begin + 2 * half]
-    begin = int(source.down_offset[expert])
-    target_bytes[header.down : header.down + half] = source_bytes[begin : begin + half]
-    target_bytes[header.down + half :] = 0
 
 
 class _Part:
@@ -205,7 +202,8 @@ class _Part:
     """
 
     def __init__(self, path: Path, header: PackHeader) -> None:
-        empty = PackHead(header, _NOT_WRITTEN * header.records)
+        empty = PackHead(header, b"")
+        empty = PackHead(header, _NOT_WRITTEN * empty.records)
         self.head = empty
         self._path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -220,7 +218,6 @@ class _Part:
         except BaseException:
             self._close()
             raise
-        self._first = self.head.head_bytes
         self._table = self.head.table_start
 
     def __enter__(self) -> Self:
@@ -236,13 +233,14 @@ class _Part:
         digest = self.head.digest(record)
         if digest == _NOT_WRITTEN:
             return False
-        place = self._place(record)
+        place, nbytes = self.head.place(record)
+        content = buffer[:nbytes]
         try:
-            read_exact(self._fd, place, buffer)
+            read_exact(self._fd, place, content)
         except EOFError:
             return False
-        drop_cached(self._fd, place, len(buffer))
-        return hashlib.sha256(buffer).digest() == digest
+        drop_cached(self._fd, place, nbytes)
+        return hashlib.sha256(content).digest() == digest
 
     def write(self, record: int, content: memoryview) -> None:
         """Writes a record, and then its checksum.
@@ -251,7 +249,7 @@ class _Part:
             OSError: The system's own failure, such as a full disk.
         """
         digest = hashlib.sha256(content).digest()
-        place = self._place(record)
+        place, _ = self.head.place(record)
         if not (self._direct_fd >= 0 and _write_blocks(self._direct_fd, content, place)):
             _write_all(self._fd, content, place)
         _write_all(self._fd, memoryview(digest), self._table + record * DIGEST_BYTES)
@@ -265,9 +263,6 @@ class _Part:
         _write_all(self._fd, memoryview(sealed.encode(sealed=True)), 0)
         _touch(self._fd, newest)
         os.fsync(self._fd)
-
-    def _place(self, record: int) -> int:
-        return self._first + record * self.head.header.stride
 
     def _close(self) -> None:
         os.close(self._fd)

@@ -87,22 +87,42 @@ class CheckpointIndex:
         Raises:
             CorruptCheckpoint: There is no such tensor, or its file cannot be read.
         """
+        entry = self._entry(key)
+        if out.nbytes != entry.nbytes:
+            raise ValueError(f"{key} has {entry.nbytes} bytes, the buffer {out.nbytes}")
+        self.read_range(key, 0, out)
+
+    def read_range(self, key: str, start: int, out: memoryview) -> None:
+        """As :meth:`read_tensor`, from byte ``start`` of the tensor on, as much as ``out`` takes."""
+        entry = self._entry(key)
+        if start + out.nbytes > entry.nbytes:
+            raise ValueError(f"{key} has {entry.nbytes} bytes, and {out.nbytes} are asked for from {start} on")
+        read_into(entry.path, entry.offset + start, out)
+
+    def _entry(self, key: str) -> TensorEntry:
         entry = self.tensors.get(key)
         if entry is None:
             raise CorruptCheckpoint(f"{self.folder} has no tensor '{key}'", _FETCH_AGAIN)
-        if out.nbytes != entry.nbytes:
-            raise ValueError(f"{key} has {entry.nbytes} bytes, the buffer {out.nbytes}")
-        view = out.cast("B") if out.nbytes else out
+        return entry
+
+
+def read_into(path: Path, offset: int, out: memoryview, remedy: str = _FETCH_AGAIN) -> None:
+    """Fills ``out`` with the bytes at ``offset`` of a file, which are not left in the page cache.
+
+    Raises:
+        CorruptCheckpoint: The file cannot be read, or ends before.
+    """
+    view = out.cast("B") if out.nbytes else out
+    try:
+        fd = open_buffered(path)
         try:
-            fd = open_buffered(entry.path)
-            try:
-                for start in range(0, entry.nbytes, _CHUNK):
-                    count = read_exact(fd, entry.offset + start, view[start : start + _CHUNK])
-                    drop_cached(fd, entry.offset + start, count)
-            finally:
-                os.close(fd)
-        except (OSError, EOFError) as error:
-            raise CorruptCheckpoint(f"{entry.path} cannot be read: {error}", _FETCH_AGAIN) from error
+            for start in range(0, out.nbytes, _CHUNK):
+                count = read_exact(fd, offset + start, view[start : start + _CHUNK])
+                drop_cached(fd, offset + start, count)
+        finally:
+            os.close(fd)
+    except (OSError, EOFError) as error:
+        raise CorruptCheckpoint(f"{path} cannot be read: {error}", remedy) from error
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from offload.errors import CorruptCheckpoint, UnsupportedModel
 from offload.models.spec import BYTES_PER_WEIGHT, ModelSpec
+from offload.precision import BF16, Precision
 from offload.store.blocks import align_down, align_up, aligned_buffer
 from offload.store.data_files import DataFiles, read_failure
 from offload.store.safetensors_index import CheckpointIndex, TensorEntry
@@ -85,6 +86,7 @@ class SafetensorsStore:
 
     spec: ModelSpec
     kind: str
+    precision: Precision
     note: str
     record_bytes: int
     slot_bytes: int
@@ -97,6 +99,7 @@ class SafetensorsStore:
     def __init__(self, spec: ModelSpec, paths: list[Path], plans: list[_Plan], direct: bool | None) -> None:
         self.spec = spec
         self.kind = "safetensors"
+        self.precision = BF16
         self.note = ""
         self.record_bytes = spec.expert_bytes
         staged = [plan.landing_bytes for plan in plans if plan.copies]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from offload.errors import StorageError
 from offload.files import Progress, storage_errors
 from offload.models.spec import ModelSpec
+from offload.precision import BF16, Precision
 from offload.store.blocks import align_up
 from offload.store.calibrate import Calibration, measure_read_rate
 from offload.store.data_files import DataFiles, read_failure
@@ -64,6 +65,7 @@ class _ScratchStore:
     """An :class:`~offload.store.base.ExpertStore` whose experts are noise."""
 
     kind = "scratch"
+    precision: Precision = BF16
     note = ""
 
     def __init__(self, path: Path, spec: ModelSpec, record: int, records: int) -> None:

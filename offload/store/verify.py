@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from offload.errors import ExpertReadError, FinemoeError
-from offload.models.spec import BYTES_PER_WEIGHT, ModelSpec, read_spec
+from offload.errors import CorruptCheckpoint, ExpertReadError, FinemoeError
+from offload.models.spec import ModelSpec, read_spec
+from offload.precision import PRECISIONS
 from offload.store.open_store import find_pack, is_older
 from offload.store.packed_store import PackedStore
+from offload.store.records import RecordSource, record_name
 from offload.store.safetensors_index import CheckpointIndex
 from offload.store.safetensors_store import SafetensorsStore
 from offload.store.sweep import sweep
@@ -29,9 +31,9 @@ class VerifyReport:
         problems: What is damaged, one line each; empty if nothing is.
         notes: What is worth knowing and no damage, one line each.
         tensors: Tensors whose places were checked.
-        experts: Experts whose bytes were read and checked against the checksums of the pack; 0 without a pack.
+        experts: Experts whose bytes were read and checked against the checksums of packs, in all packs together.
         compared: Whether they were also compared with those of the checkpoint.
-        pack: The pack that was read; ``None`` if there is none.
+        packs: The packs that there are.
     """
 
     folder: Path
@@ -40,7 +42,7 @@ class VerifyReport:
     tensors: int
     experts: int
     compared: bool
-    pack: Path | None
+    packs: tuple[Path, ...]
 
     @property
     def ok(self) -> bool:
@@ -51,7 +53,7 @@ class VerifyReport:
         """The fields as plain values, for JSON, with ``ok``."""
         fields = asdict(self)
         fields["folder"] = str(self.folder)
-        fields["pack"] = None if self.pack is None else str(self.pack)
+        fields["packs"] = [str(pack) for pack in self.packs]
         return {"ok": self.ok, **fields}
 
 
@@ -62,104 +64,91 @@ def verify_model(
     packs_folder: Path | None = None,
     compare: bool = True,
 ) -> VerifyReport:
-    """Checks the safetensors headers of a model and, where it has a pack, every record of it.
+    """Checks the safetensors headers of a model and, where it has packs, every record of them.
 
-    The checkpoint's own weights have no checksums; with ``compare`` they are checked against the pack's.
+    The checkpoint's own weights have no checksums; with ``compare`` they are checked against the packs'.
 
     Args:
         folder: The model's folder.
         progress: Called with ``"verify"``, and how many bytes of how many are checked.
         packs_folder: Where the packs of models are whose own folders cannot be written.
-        compare: Whether to read the experts of the checkpoint too, and compare them with the pack's.
+        compare: Whether to read the weights of the checkpoint too, and compare them with those of the packs.
 
     Raises:
         ModelNotFound: There is no model in ``folder``.
         UnsupportedModel: One that finemoe does not run, and so cannot judge.
     """
     spec = read_spec(folder)
-    index, checkpoint, broken = _open_checkpoint(spec)
+    index, readable, broken = _open_checkpoint(spec)
     if index is None:
-        return VerifyReport(folder, broken, (), 0, 0, False, None)
-    try:
-        path = find_pack(spec, index, packs_folder)
+        return VerifyReport(folder, broken, (), 0, 0, False, ())
+    problems, notes, packs, experts = list(broken), [], [], 0
+    for precision in PRECISIONS:
+        path = find_pack(spec, index, packs_folder, precision)
         if path is None:
-            return VerifyReport(folder, broken, (), len(index.tensors), 0, False, None)
-        notes = (f"{path} is older than the checkpoint and not used",) if is_older(path, index) else ()
+            continue
+        packs.append(path)
+        if is_older(path, index):
+            notes.append(f"{path} is older than the checkpoint and not used")
         try:
-            pack = PackedStore.open(spec, index, path)
+            pack = PackedStore.open(spec, index, path, precision)
         except FinemoeError as error:
-            return VerifyReport(folder, (*broken, error.message), notes, len(index.tensors), 0, False, path)
-        source = checkpoint if compare else None
+            problems.append(error.message)
+            continue
+        source = None
         try:
-            damaged = find_damage(pack, source, progress)
+            source = RecordSource(spec, index, pack.head.header.without_error()) if compare and readable else None
+            problems += find_damage(pack, source, progress)
         finally:
             pack.close()
-    finally:
-        if checkpoint is not None:
-            checkpoint.close()
-    problems = (*broken, *damaged)
-    return VerifyReport(folder, problems, notes, len(index.tensors), spec.total_experts, source is not None, path)
+            if source is not None:
+                source.close()
+        experts += spec.total_experts
+    compared = compare and readable and experts > 0
+    return VerifyReport(folder, tuple(problems), tuple(notes), len(index.tensors), experts, compared, tuple(packs))
 
 
-def find_damage(
-    pack: PackedStore, checkpoint: SafetensorsStore | None, progress: Progress | None = None
-) -> list[str]:
-    """A line for each expert that is damaged in ``pack``, or another one in ``checkpoint``, in their order."""
-    spec, done = pack.spec, 0
+def find_damage(pack: PackedStore, source: RecordSource | None, progress: Progress | None = None) -> list[str]:
+    """A line for each record that is damaged in ``pack``, or another one in the checkpoint, in their order."""
+    head, done = pack.head, 0
     damage: dict[int, str] = {}
-    buffers = [pack.slot_bytes] if checkpoint is None else [pack.slot_bytes, checkpoint.slot_bytes]
+    largest = max(head.place(record)[1] for record in (0, *range(head.header.experts, head.records)))
+    total = sum(head.place(record)[1] for record in range(head.records))
+    buffers = [largest] if source is None else [largest, source.scratch_bytes, source.record_bytes]
 
-    def check(expert: int, views: list[memoryview]) -> str:
+    def check(record: int, views: list[memoryview]) -> str:
+        name = record_name(pack.spec, head, record)
         try:
-            if not pack.read_checked(expert, views[0]):
-                return f"{_name(spec, expert)} is damaged in {pack.path}: its checksum does not match"
-            if checkpoint is not None:
-                checkpoint.read(expert, views[1])
-                if not _same(pack, views[0], checkpoint, views[1], expert):
-                    return f"{_name(spec, expert)} in {spec.folder} is not the one in {pack.path}"
-        except ExpertReadError as error:
+            if not pack.read_checked(record, views[0]):
+                return f"{name} is damaged in {pack.path}: its checksum does not match"
+            if source is not None:
+                expected = source.fill(record, views[1], views[2])
+                if not np.array_equal(
+                    np.frombuffer(views[0], np.uint8)[: len(expected)], np.frombuffer(expected, np.uint8)
+                ):
+                    return f"{name} in {pack.spec.folder} is not the one in {pack.path}"
+        except (ExpertReadError, CorruptCheckpoint) as error:
             return error.message
         return ""
 
-    def take(expert: int, problem: str) -> None:
+    def take(record: int, problem: str) -> None:
         nonlocal done
-        done += 1
+        done += head.place(record)[1]
         if problem:
-            damage[expert] = problem
+            damage[record] = problem
         if progress is not None:
-            progress("verify", done * pack.record_bytes, spec.total_experts * pack.record_bytes)
+            progress("verify", done, total)
 
-    sweep(range(spec.total_experts), buffers, check, take)
-    return [damage[expert] for expert in sorted(damage)]
+    sweep(range(head.records), buffers, check, take)
+    return [damage[record] for record in sorted(damage)]
 
 
-def _open_checkpoint(
-    spec: ModelSpec,
-) -> tuple[CheckpointIndex | None, SafetensorsStore | None, tuple[str, ...]]:
-    """As much of the checkpoint as can be opened, and why not more."""
+def _open_checkpoint(spec: ModelSpec) -> tuple[CheckpointIndex | None, bool, tuple[str, ...]]:
+    """As much of the checkpoint as can be opened, whether that is all of it, and why not."""
     index = None
     try:
         index = CheckpointIndex.open(spec.folder)
-        return index, SafetensorsStore.open(spec, index), ()
+        SafetensorsStore.open(spec, index).close()
+        return index, True, ()
     except FinemoeError as error:
-        return index, None, (error.message,)
-
-
-def _same(
-    pack: PackedStore, packed: memoryview, checkpoint: SafetensorsStore, plain: memoryview, expert: int
-) -> bool:
-    half = pack.spec.expert_size * pack.spec.hidden_size * BYTES_PER_WEIGHT
-    ours, theirs = np.frombuffer(packed, np.uint8), np.frombuffer(plain, np.uint8)
-    for nbytes, mine, other in (
-        (2 * half, pack.gate_up_offset, checkpoint.gate_up_offset),
-        (half, pack.down_offset, checkpoint.down_offset),
-    ):
-        a, b = int(mine[expert]), int(other[expert])
-        if not np.array_equal(ours[a : a + nbytes], theirs[b : b + nbytes]):
-            return False
-    return True
-
-
-def _name(spec: ModelSpec, expert_id: int) -> str:
-    layer, expert = divmod(expert_id, spec.num_experts)
-    return f"expert {expert} of layer {spec.moe_layers[layer]}"
+        return index, False, (error.message,)

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from offload.errors import CorruptCheckpoint, ModelError, UnsupportedModel
-from offload.store.packed_format import MAGIC, PackHead, PackHeader, is_pack, read_head
+from offload.store.packed_format import MAGIC, PackHead, is_pack, read_head
+from offload.store.packed_header import DenseTensor, PackHeader
 
 HEADER = PackHeader(
     precision="bf16",
@@ -59,11 +60,64 @@ def seal(content: bytes) -> bytes:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(header=headers, seed=st.integers(0, 255))
 def test_round_trip(tmp_path, header, seed):
-    head = PackHead(header, bytes([seed]) * 32 * header.records)
+    head = PackHead(header, bytes([seed]) * 32 * header.experts)
     assert read_head(write_head(tmp_path / "pack", head)) == head
     assert head.head_bytes % 4096 == 0
     assert head.table_start % 4096 == 0
-    assert head.digest(header.records - 1) == bytes([seed]) * 32
+    assert head.digest(header.experts - 1) == bytes([seed]) * 32
+
+
+quantised_headers = st.builds(
+    replace,
+    headers,
+    precision=st.sampled_from(["int8", "int4"]),
+    dense=st.lists(
+        st.builds(
+            DenseTensor,
+            st.text("abc.", min_size=1),
+            st.just("bf16"),
+            st.lists(st.integers(1, 300), min_size=1, max_size=2).map(tuple),
+        )
+        | st.builds(
+            DenseTensor,
+            st.text("abc.", min_size=1),
+            st.sampled_from(["int8", "int4"]),
+            st.tuples(st.integers(1, 300).map(lambda n: 16 * n), st.integers(1, 20).map(lambda n: 32 * n)),
+        ),
+        max_size=5,
+    ).map(tuple),
+    error=st.lists(st.tuples(st.text("xyz", min_size=1), st.floats(0, 1)), unique_by=lambda pair: pair[0]).map(
+        tuple
+    ),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(header=quantised_headers)
+def test_round_trip_of_quantised_models(tmp_path, header):
+    head = PackHead(header, b"")
+    head = PackHead(header, bytes(32 * head.records))
+    assert read_head(write_head(tmp_path / "pack", head)) == head
+    end = head.head_bytes
+    for record in range(head.records):  # no gap, no overlap, whole blocks
+        begin, nbytes = head.place(record)
+        assert (begin, begin % 4096, nbytes % 4096) == (end, 0, 0)
+        end = begin + nbytes
+    assert end == head.file_bytes
+
+
+@pytest.mark.parametrize(
+    "dense",
+    [[["a", "int3", [16, 32]]], [["a", "int8", [16]]], [["a", "int8"]], [["a", "int8", [16, -32]]], 5, [[1, 2, 3]]],
+)
+def test_a_list_of_weights_that_makes_no_sense(tmp_path, dense):
+    content = PackHead(replace(HEADER, precision="int8"), DIGESTS).encode(sealed=False)
+    end = 64 + int.from_bytes(content[12:16], "little")
+    text = json.dumps({**json.loads(content[64:end]), "dense": dense}).encode().ljust(end - 64)
+    path = tmp_path / "pack"
+    path.write_bytes(seal(content[:64] + text + content[end:]))
+    with pytest.raises(CorruptCheckpoint, match="has a header that cannot be understood"):
+        read_head(path)
 
 
 def test_the_documented_places(tmp_path):
@@ -138,8 +192,8 @@ def test_a_newer_version(tmp_path):
 
 
 def test_another_precision(tmp_path):
-    path = write_head(tmp_path / "pack", PackHead(replace(HEADER, precision="int8"), DIGESTS))
-    with pytest.raises(UnsupportedModel, match="as int8, which this finemoe does not read"):
+    path = write_head(tmp_path / "pack", PackHead(replace(HEADER, precision="int3"), DIGESTS))
+    with pytest.raises(UnsupportedModel, match="as int3, which this finemoe does not read"):
         read_head(path)
 
 

@@ -16,7 +16,8 @@ from offload.errors import CorruptCheckpoint, StorageError
 from offload.models.spec import read_spec
 from offload.store import packed_writer
 from offload.store.open_store import open_store
-from offload.store.packed_format import PACK_NAME, PackHead, header_of, read_head
+from offload.store.packed_format import PACK_NAME, PackHead, read_head
+from offload.store.packed_header import header_of
 from offload.store.packed_writer import write_pack
 from offload.store.safetensors_index import CheckpointIndex
 
@@ -309,4 +310,4 @@ def test_a_checkpoint_that_is_cut_short_meanwhile(folder):
 
 def test_the_head_of_a_finished_pack_is_readable(folder):
     pack(folder)
-    assert read_head(folder / PACK_NAME).header.records == EXPERTS
+    assert read_head(folder / PACK_NAME).header.experts == EXPERTS
