@@ -40,7 +40,7 @@ def main() -> None:
     import numba  # noqa: F401
 
     step("numba")
-    import offload.runtime.kernels  # noqa: F401
+    import offload.runtime.kernels.bf16  # noqa: F401
 
     step("decode kernels, from the cache")
     from profiles.paths import models_dir

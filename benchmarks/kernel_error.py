@@ -1,11 +1,13 @@
 """How far the fast kernels are from the float32 truth, beside transformers in bfloat16.
 
-    python -m benchmarks.kernel_error [--model PATH] [--tokens 32] [--json FILE]
+    python -m benchmarks.kernel_error [--model PATH] [--precision bf16] [--tokens 32] [--json FILE]
 
 For each of the test suite's 20 prompts (1 to about 600 tokens) the fast kernels answer greedily; transformers'
 own model then goes through the same tokens, once in float32 (the truth) and once in bfloat16, one forward pass a
 token as in generation. Reported are the root mean square of the logits' error, and the share of steps at which
-the likeliest token is the same. The first logits of an answer are left out: both compute a prompt alike.
+the likeliest token is the same. With ``--precision int8`` or ``int4`` it is the quantised model that answers, and
+the error is that of the quantised weights. The first logits of an answer are left out: both compute a prompt
+alike.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from pathlib import Path
 import torch
 
 from offload import Engine, EngineConfig, Sampling
+from offload.precision import PRECISIONS
 from offload.runtime.text import ChatTokenizer
+from profiles.paths import packs_dir
 from tests.support.prompts import PROMPTS
 from tests.support.reference import PlainTransformers
 
@@ -25,6 +29,7 @@ from tests.support.reference import PlainTransformers
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a model folder; the pulled demo by default")
+    parser.add_argument("--precision", choices=PRECISIONS, default="bf16", help="of the model that answers")
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--json", type=Path, help="also write the figures of each prompt to this file")
     options = parser.parse_args()
@@ -38,7 +43,15 @@ def main() -> None:
     assert tokenizer is not None
     prompts = [tokenizer.encode(text) for text in PROMPTS]
     answers = []
-    with Engine(EngineConfig(model=model, experts_fraction=1.0, kernels="fast", device="cpu")) as engine:
+    config = EngineConfig(
+        model=model,
+        experts_fraction=1.0,
+        kernels="fast",
+        device="cpu",
+        precision=options.precision,
+        packs_folder=packs_dir(),
+    )
+    with Engine(config) as engine:
         for prompt in prompts:
             engine.forget()
             logits: list[torch.Tensor] = []

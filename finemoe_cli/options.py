@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from offload.config import KERNELS, POLICIES
+from offload.precision import PRECISIONS
 
 MEMORY = "Model and memory"
 SAMPLING = "Sampling"
@@ -52,6 +53,11 @@ def complete_setting() -> list[str]:
 def complete_kernels() -> list[str]:
     """Kinds of decode kernels, for the shell."""
     return list(KERNELS)
+
+
+def complete_precision() -> list[str]:
+    """Precisions of weights, for the shell."""
+    return list(PRECISIONS)
 
 
 def complete_policy() -> list[str]:
@@ -189,6 +195,16 @@ Kernels = Annotated[
         metavar="KIND",
         help="fast: own decode kernels. reference: transformers' modules. auto: fast where it can.",
         autocompletion=complete_kernels,
+        rich_help_panel=ENGINE,
+    ),
+]
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        metavar="NAME",
+        help="Weights: bf16, exact; int8 or int4, if the model is packed so with finemoe pack --bits.",
+        autocompletion=complete_precision,
         rich_help_panel=ENGINE,
     ),
 ]

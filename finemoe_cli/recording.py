@@ -125,4 +125,5 @@ def _header(engine: Engine, what: Recording, sampling: Sampling, profile: str) -
         prompt_residuals=what.prompt_residuals,
         dataset=what.dataset,
         sampling=asdict(sampling),
+        precision=now.precision,
     )

@@ -50,7 +50,10 @@ def trace_table(facts: dict[str, Any]) -> list[tuple[str, str]]:
         for word, name in (("residuals", "residuals"), ("prompt residuals", "prompt_residuals"))
         if recorded[name]
     ]
-    run = f"policy {recorded['policy']}, {recorded['slots']:,} experts resident, {recorded['kernels']} kernels"
+    run = (
+        f"policy {recorded['policy']}, {recorded['slots']:,} experts resident, {recorded['kernels']} kernels, "
+        f"{recorded['precision']}"
+    )
     rows = [
         ("trace", f"{facts['path']}, {format_bytes(facts['bytes'])}"),
         ("model", f"{model['name']}, {model['layers']} layers of {model['experts']} experts, top {model['top_k']}"),

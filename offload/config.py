@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from offload.errors import ConfigError
+from offload.precision import BF16, PRECISIONS, Precision
 
 KERNELS = ("auto", "fast", "reference")
 POLICIES = (
@@ -41,6 +42,7 @@ class EngineConfig:
         host_budget_bytes: On CUDA, a second budget, for the process's resident host memory.
         context: Positions of the key-value cache: prompt and answer together.
         kernels: ``fast`` (own decode kernels, CPU), ``reference`` (transformers' modules) or ``auto``.
+        precision: ``bf16``, or ``int8`` or ``int4`` of a model that is packed so.
         device: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
         lanes: Reading threads; None measures which number reads fastest.
         threads: Threads torch computes a prompt with; None takes the physical cores.
@@ -56,6 +58,7 @@ class EngineConfig:
     host_budget_bytes: int | None = None
     context: int = DEFAULT_CONTEXT
     kernels: str = "auto"
+    precision: Precision = BF16
     device: str = "auto"
     lanes: int | None = None
     threads: int | None = None
@@ -66,6 +69,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         _one_of("kernels", self.kernels, KERNELS)
+        _one_of("precision", self.precision, PRECISIONS)
         _one_of("policy", self.policy, POLICIES)
         if self.budget_bytes is not None and self.experts_fraction is not None:
             raise ConfigError("both a budget and a share of the experts are given", "give one of the two")

@@ -17,6 +17,7 @@ from typing import Any
 
 from offload.config import DEFAULT_CONTEXT, EngineConfig, Sampling
 from offload.errors import ConfigError
+from offload.precision import BF16, Precision
 from profiles import values
 from profiles.budget import Budget
 from profiles.files import line_of, read_toml
@@ -54,6 +55,10 @@ class Settings:
         metadata=_says(values.CONTEXT, "Longest conversation in tokens; its cache is held in memory"),
     )
     kernels: str = field(default="auto", metadata=_says(values.KERNELS, "Decode kernels: auto, fast, reference"))
+    precision: Precision = field(
+        default=BF16,
+        metadata=_says(values.PRECISION, "Weights: bf16, or int8 or int4 of a model packed so with finemoe pack"),
+    )
     device: str = field(default="auto", metadata=_says(values.device, "Where to run: auto, cpu, cuda, cuda:N"))
     threads: int | None = field(default=None, metadata=_says(values.THREADS, "Threads that compute"))
     lanes: int | None = field(default=None, metadata=_says(values.LANES, "Threads that read experts"))
@@ -143,6 +148,7 @@ class Resolved:
             host_budget_bytes=s.host_budget,
             context=s.context,
             kernels=s.kernels,
+            precision=s.precision,
             device=s.device,
             lanes=s.lanes,
             threads=s.threads,

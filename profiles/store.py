@@ -5,7 +5,7 @@ folder. Both have the same form::
 
     description = "what it is for"
     budget = "900MiB"        # or a share of the experts, "25%", or "minimum"
-    context = 8192           # optional, as are kernels, policy, lanes and host_budget
+    context = 8192           # optional, as are kernels, precision, policy, lanes and host_budget
 
 A file with a key that is not one of these, or a value that cannot be used, is refused as a whole.
 """
@@ -41,7 +41,7 @@ class Profile:
         description: One line.
         budget: Memory that the model may use.
         host_budget: On CUDA, bytes of host memory.
-        context / kernels / policy / lanes: Settings that go with it; None leaves them alone.
+        context / kernels / precision / policy / lanes: Settings that go with it; None leaves them alone.
         path: The user's file; None for a preset.
     """
 
@@ -51,6 +51,7 @@ class Profile:
     host_budget: int | None = None
     context: int | None = None
     kernels: str | None = None
+    precision: str | None = None
     policy: str | None = None
     lanes: int | None = None
     path: Path | None = field(default=None, compare=False)
@@ -87,6 +88,7 @@ _CHECKERS: Mapping[str, values.Checker] = {
     "host_budget": values.size,
     "context": values.CONTEXT,
     "kernels": values.KERNELS,
+    "precision": values.PRECISION,
     "policy": values.POLICY,
     "lanes": values.LANES,
 }

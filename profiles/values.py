@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from offload import config
 from offload.errors import ConfigError
+from offload.precision import PRECISIONS
 from offload.units import parse_bytes
 from profiles.budget import Budget
 
@@ -146,6 +147,7 @@ def device(raw: object) -> str:
 
 
 KERNELS = OneOf(config.KERNELS)
+PRECISION = OneOf(PRECISIONS)
 POLICY = OneOf(config.POLICIES)
 CONTEXT = Whole(1, 1 << 24)
 LANES = Whole(1, 64)

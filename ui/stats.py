@@ -11,6 +11,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from offload.precision import BF16
 from offload.units import MIB, format_bytes
 
 Numbers = Mapping[str, Any]
@@ -115,6 +116,7 @@ def _setup(completion: Numbers) -> str:
         f"profile {completion['profile']}" if completion.get("profile") else "",
         f"{completion['policy']} policy" if completion.get("policy") else "",
         f"{completion.get('kernels')} kernels" if completion.get("kernels") else "",
+        str(completion["precision"]) if completion.get("precision", BF16) != BF16 else "",
         str(completion.get("device") or ""),
         _number(io.get("lanes"), "{} lane" if io.get("lanes") == 1 else "{} lanes"),
         reads,

@@ -175,6 +175,7 @@ def _policy(numbers: Numbers) -> str:
         "reads ahead" if numbers["prefetching"] else "",
         f"profile {numbers['profile']}" if numbers["profile"] else "",
         f"{numbers['facts']['kernels']} kernels",
+        numbers["facts"]["precision"],
         numbers["note"],
     )
 

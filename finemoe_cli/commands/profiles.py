@@ -90,6 +90,15 @@ def create(
         str | None,
         typer.Option("--kernels", metavar="KIND", help="Decode kernels.", autocompletion=options.complete_kernels),
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            "--precision",
+            metavar="NAME",
+            help="Weights: bf16, int8, int4.",
+            autocompletion=options.complete_precision,
+        ),
+    ] = None,
     policy: Annotated[
         str | None,
         typer.Option(
@@ -113,6 +122,7 @@ def create(
         "host_budget": host_budget,
         "context": context,
         "kernels": kernels,
+        "precision": precision,
         "policy": policy,
         "lanes": lanes,
     }

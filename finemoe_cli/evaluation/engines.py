@@ -32,8 +32,8 @@ class EvalEngine:
         log: File that the process's stderr is added to.
 
     Attributes:
-        ready: What it said when it was opened: `model`, `fingerprint`, `device`, `kernels`, `context`, `memory`,
-            `experts`.
+        ready: What it said when it was opened: `model`, `fingerprint`, `device`, `kernels`, `precision`, `context`,
+            `memory`, `experts`.
     """
 
     def __init__(self, name: str, config: EngineConfig, profile: str, log: Path, progress: Progress) -> None:

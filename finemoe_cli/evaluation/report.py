@@ -29,7 +29,7 @@ PAGE = "report.html"
 COMBINATIONS = "combinations.csv"
 REQUESTS = "requests.csv"
 
-_NAMES = ("name", "group", "seed", "policy", "profile", "budget", "device", "kernels")
+_NAMES = ("name", "group", "seed", "policy", "profile", "budget", "device", "kernels", "precision")
 _OF_REQUEST = (
     "combination",
     "seed",
@@ -40,6 +40,7 @@ _OF_REQUEST = (
     "sitting",
     "device",
     "kernels",
+    "precision",
     "prompt_tokens",
     "reused_tokens",
     "completion_tokens",

@@ -342,6 +342,7 @@ def request_row(said: dict[str, Any]) -> Row:
     kept = (
         "device",
         "kernels",
+        "precision",
         "prompt_tokens",
         "reused_tokens",
         "completion_tokens",

@@ -35,6 +35,7 @@ _WORDS = {
     "fingerprint": "other weights",
     "device": "another device",
     "kernels": "other kernels",
+    "precision": "another precision",
     "context": "another context",
 }
 """What of a run may not change while it goes on."""
@@ -72,7 +73,7 @@ def sit(plan: Plan, folder: RunFolder, side_by_side: int | None, output: Output)
 
     def opened(combination: str, ready: dict[str, Any]) -> None:
         before = run["engines"].setdefault(combination, ready)
-        for fact in ("fingerprint", "device", "kernels", "context"):
+        for fact in ("fingerprint", "device", "kernels", "precision", "context"):
             if before[fact] != ready[fact]:
                 raise _other(folder.path, _WORDS[fact])
         folder.write_run(run)

@@ -70,7 +70,12 @@ def over_seeds(combinations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
 def _combination(said: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
     known = {name: said[name] for name in ("name", "group", "seed", "policy", "profile", "budget")}
     done = next((row for row in rows if "error" not in row), {})
-    return known | {name: done.get(name) for name in ("device", "kernels")} | metrics_of(rows) | breakdown_of(rows)
+    return (
+        known
+        | {name: done.get(name) for name in ("device", "kernels", "precision")}
+        | metrics_of(rows)
+        | breakdown_of(rows)
+    )
 
 
 def table_of(summary: dict[str, Any]) -> Table:

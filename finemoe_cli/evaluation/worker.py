@@ -108,6 +108,7 @@ class Worker:
                 "fingerprint": trace_model(engine).fingerprint,
                 "device": now.device,
                 "kernels": now.kernels,
+                "precision": now.precision,
                 "context": engine.context,
                 "memory": {name: getattr(now.memory, name) for name in now.memory.__slots__},
                 "experts": len(engine.view().state),

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 
 from offload.errors import BudgetTooLarge, BudgetTooSmall, ConfigError
 from offload.models import ModelSpec
+from offload.precision import BF16, Precision
 from offload.units import MIB, format_bytes
 
 PREFILL_CHUNK = 1024
@@ -23,6 +24,10 @@ HEADROOM = 24 * MIB
 MATMUL_PLAN_BYTES = 80 * MIB
 """Machine code and bookkeeping of the matrix products that torch keeps (64 shapes, see `runtime.imports`), with the
 holes they leave in the heap. Measured; the same for all models."""
+
+
+UNPACKED_WEIGHTS = 1 << 22
+"""Weights of a quantised matrix that are unpacked to bfloat16 at a time, where whole matrices are too large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +101,7 @@ def smallest_slots(spec: ModelSpec) -> int:
     return min(2 * spec.top_k, spec.total_experts)
 
 
-def workspace_bytes(spec: ModelSpec, context: int) -> int:
+def workspace_bytes(spec: ModelSpec, context: int, precision: Precision = BF16) -> int:
     """Working memory of the largest forward pass: one piece of a prompt, or one decoded token.
 
     A formula over the tensors that are alive at once, in bytes; checked against measurement in the tests.
@@ -116,7 +121,11 @@ def workspace_bytes(spec: ModelSpec, context: int) -> int:
     shared = tokens * 3 * spec.shared_expert_size * 2
     dense = tokens * (3 * spec.dense_mlp_size + 2 * spec.hidden_size) * 2
     logits = 6 * spec.vocab_size * 4
-    return max(attention, experts + shared, dense) + logits + MATMUL_PLAN_BYTES + HEADROOM
+    unpacked = 0
+    if precision != BF16:
+        # An expert, and some rows of another matrix, as bfloat16, with intermediate results of a million weights.
+        unpacked = spec.expert_bytes + 2 * UNPACKED_WEIGHTS + 8 * MIB
+    return max(attention, experts + shared, dense) + logits + unpacked + MATMUL_PLAN_BYTES + HEADROOM
 
 
 def plan_slots(spec: ModelSpec, fixed: FixedCosts, slot_bytes: int, fraction: float) -> MemoryPlan:

@@ -1,7 +1,8 @@
 """Compiling the kernels of decoding and of policies, once a machine, in a process of its own.
 
 Compiling takes about half a minute and 300 MiB that no budget should have to hold, so it happens beside the
-engine; the engine then takes the compiled code from Numba's cache folder (``NUMBA_CACHE_DIR``).
+engine; the engine then takes the compiled code from Numba's cache folder (``NUMBA_CACHE_DIR``). The decode kernels
+of a precision are compiled when it is first used.
 """
 
 from __future__ import annotations
@@ -15,40 +16,47 @@ from importlib.metadata import version
 from pathlib import Path
 
 from offload.errors import EngineBroken, StorageError
+from offload.files import locked
+from offload.precision import BF16, PRECISIONS, Precision
 
 Progress = Callable[[str, int, int], None]
 
 _HERE = Path(__file__).parent
+_KERNELS = _HERE / "kernels"
 _POLICY = _HERE.parent / "policy"
-_SOURCES = (_HERE / "kernels.py", _POLICY / "kernels.py", _POLICY / "auto_kernels.py")
-_COMPILE = "import offload.runtime.kernels, offload.policy.kernels, offload.policy.auto_kernels"
+_SOURCES = (
+    *sorted(_KERNELS.glob("*.py")),
+    _HERE.parent / "precision.py",
+    _POLICY / "kernels.py",
+    _POLICY / "auto_kernels.py",
+)
+_COMPILE = "import offload.runtime.kernels.{precision}, offload.policy.kernels, offload.policy.auto_kernels"
 
 
-def kernels_compiled() -> bool:
+def kernels_compiled(precision: Precision = BF16) -> bool:
     """Whether this version of the kernels was compiled into the cache folder before."""
-    return _marker().is_file()
+    return _marker(precision).is_file()
 
 
-def compile_kernels(progress: Progress | None = None) -> bool:
-    """Compile the kernels if that was not done before; returns whether anything was compiled.
+def compile_kernels(progress: Progress | None = None, precision: Precision = BF16) -> bool:
+    """Compile the kernels of policies and of a precision if that was not done before; whether anything was
+    compiled.
 
     Raises:
         EngineBroken: The compilation failed.
         StorageError: The cache folder cannot be written.
     """
-    if kernels_compiled():
+    marker = _marker(precision)
+    if marker.is_file():
         return False
     if progress is not None:
         progress("compile", 0, 1)
-    done = subprocess.run(
-        [sys.executable, "-c", _COMPILE], capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
-    )
-    if done.returncode != 0:
-        last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-        raise EngineBroken(f"the decode kernels cannot be compiled: {last[0]}", "use --kernels reference")
     try:
-        _marker().parent.mkdir(parents=True, exist_ok=True)
-        _marker().touch()
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        with locked(marker.parent / ".finemoe-kernels.lock", lambda stage, done, total: None):
+            if not marker.is_file():
+                _compile(precision)
+                marker.touch()
     except OSError as error:
         raise StorageError(f"the kernel cache cannot be written: {error}", "set NUMBA_CACHE_DIR") from error
     if progress is not None:
@@ -56,7 +64,28 @@ def compile_kernels(progress: Progress | None = None) -> bool:
     return True
 
 
-def _marker() -> Path:
+def _compile(precision: Precision) -> None:
+    if not any(_marker(other).is_file() for other in PRECISIONS):
+        _forget_other_versions()
+    command = [sys.executable, "-c", _COMPILE.format(precision=precision)]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    if done.returncode != 0:
+        last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+        raise EngineBroken(f"the decode kernels cannot be compiled: {last[0]}", "use --kernels reference")
+
+
+def _forget_other_versions() -> None:
+    """Make Numba compile anew: it looks at the file that a function is in, and not at those that it uses."""
+    folder = os.environ.get("NUMBA_CACHE_DIR")
+    for source in _SOURCES:
+        # Numba's own names for its folders and indices.
+        places = Path(folder).glob(f"{source.parent.name}_*") if folder else [source.parent / "__pycache__"]
+        for place in places:
+            for index in place.glob(f"{source.stem}.*.nbi"):
+                index.unlink(missing_ok=True)
+
+
+def _marker(precision: Precision) -> Path:
     """A file that stands for one state of everything Numba's cache depends on."""
     parts = (
         *(str(source) for source in _SOURCES),
@@ -70,7 +99,7 @@ def _marker() -> Path:
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     folder = os.environ.get("NUMBA_CACHE_DIR")
     base = Path(folder) if folder else _HERE / "__pycache__"
-    return base / f"finemoe-kernels-{digest}"
+    return base / f"finemoe-kernels-{digest}-{precision}"
 
 
 def _processor() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 from offload.memory.arena import HostArena
 from offload.memory.residency import Residency
 from offload.models import ModelSpec
-from offload.runtime import kernels
+from offload.precision import GROUP, Precision
+from offload.runtime.kernels.places import IN_PACKED
 from offload.runtime.kv import KVCache
 from offload.runtime.loading import DenseWeights
 from offload.runtime.watch import Watch
@@ -21,25 +23,34 @@ from offload.telemetry.counters import Counters
 from offload.telemetry.routing import Routing
 from offload.transfer.fetch import ExpertFetcher
 
+ITEMS: dict[Precision, type[np.generic]] = {"bf16": np.uint16, "int8": np.int8, "int4": np.uint8}
+"""The type of an array's items that tells the kernels how weights are kept."""
+
 
 @dataclass(frozen=True, slots=True)
 class DenseView:
     """The dense weights as the kernels read them.
 
     Attributes:
+        precision: How matrices are kept.
         layers: [L, N] uint16, one row of bfloat16 bits a layer.
-        at: [11] int64, where each matrix begins in a row (see `kernels.AT_*`).
-        embedding / head: [V, H] uint16.
+        packed: All weights as items of the type that stands for the precision, layers first.
+        packed_layers: [L, N or 2N], the layers' rows of them.
+        at: [11] int64, where each matrix begins in a row (see `kernels.places`).
+        embedding_at / head_at: Where in `packed` the tables [V, H] begin.
         norm: [H] uint16, the last norm.
         rope: [C, D] float32, cosines then sines of each position.
         eps: Of the norms.
         norm_topk: Whether the chosen probabilities are made to sum to 1.
     """
 
+    precision: Precision
     layers: NDArray[np.uint16]
+    packed: NDArray[Any]
+    packed_layers: NDArray[Any]
     at: NDArray[np.int64]
-    embedding: NDArray[np.uint16]
-    head: NDArray[np.uint16]
+    embedding_at: int
+    head_at: int
     norm: NDArray[np.uint16]
     rope: NDArray[np.float32]
     eps: np.float32
@@ -48,17 +59,25 @@ class DenseView:
 
 def dense_view(spec: ModelSpec, model: Any, dense: DenseWeights, context: int) -> DenseView:
     """The view of loaded dense weights for a cache of `context` positions."""
-    table = (spec.vocab_size, spec.hidden_size)
-    embedding = dense.tensor("model.embed_tokens.weight", table)
-    has_head = "lm_head.weight" in dense.layout.begin
+    layout = dense.layout
+    kind = ITEMS[layout.precision]
+    items = 2 // kind().itemsize  # in the place of one bfloat16
+    at = np.array(layout.group_at, np.int64)
+    present = [place for place in IN_PACKED if at[place] >= 0]
+    at[present] *= items
+    embedding_at = items * layout.begin["model.embed_tokens.weight"]
+    has_head = "lm_head.weight" in layout.begin
     rotary = model.model.rotary_emb
     angles = torch.arange(context, dtype=torch.float32)[:, None] * rotary.inv_freq.float()
     cos, sin = angles.cos() * rotary.attention_scaling, angles.sin() * rotary.attention_scaling
     return DenseView(
+        precision=layout.precision,
         layers=dense.layers,
-        at=np.array(dense.layout.group_at, np.int64),
-        embedding=embedding,
-        head=dense.tensor("lm_head.weight", table) if has_head else embedding,
+        packed=dense.bits.view(kind),
+        packed_layers=dense.layers.view(kind),
+        at=at,
+        embedding_at=embedding_at,
+        head_at=items * layout.begin["lm_head.weight"] if has_head else embedding_at,
         norm=dense.tensor("model.norm.weight", (spec.hidden_size,)),
         rope=torch.cat((cos, sin), dim=1).contiguous().numpy(),
         eps=np.float32(model.config.rms_norm_eps),
@@ -91,10 +110,13 @@ class FastDecoder:
         self._cache_bits = cache.bits
         self._fetcher = fetcher
         self._counters = counters
-        self._weights = arena.buffer.view(np.uint16)
-        self._slot_size = arena.slot_bytes // 2
-        self._gate_up_at = store.gate_up_offset // 2
-        self._down_at = store.down_offset // 2
+        self._kernels: Any = importlib.import_module(f"offload.runtime.kernels.{dense.precision}")
+        kind = ITEMS[dense.precision]
+        size = kind().itemsize
+        self._weights = arena.buffer.view(kind)
+        self._slot_size = arena.slot_bytes // size
+        self._gate_up_at = store.gate_up_offset // size
+        self._down_at = store.down_offset // size
         self._residency = residency
         self._dims = np.array(
             [
@@ -121,6 +143,8 @@ class FastDecoder:
         self._wide = _floats(hidden)
         self._gate_up = _floats(2 * widest)
         self._gated = _floats(widest)
+        columns = max(hidden, widest, spec.num_heads * spec.head_dim)
+        self._levels = np.zeros(columns, np.int16), np.zeros(-(-columns // GROUP), np.int32)
         self._rows = _floats(spec.top_k, hidden)
         self._done = np.zeros(spec.top_k, np.uint8)
         self._residuals = _floats(layers, hidden)
@@ -137,7 +161,7 @@ class FastDecoder:
             ExpertReadError: An expert could not be read; the cache is as before.
         """
         watch, layers = self._watch, self._spec.num_layers
-        kernels.embed(self._dense.embedding, token, self._embedding)
+        self._kernels.embed(self._dense.packed, self._dense.embedding_at, token, self._embedding)
         self._x[:] = self._embedding
         watch.begin((token,), self._cache.length, self._embedding)
         pause = watch.looks_ahead
@@ -153,7 +177,10 @@ class FastDecoder:
         watch.end(self._chosen)
         self._cache.advance()
         logits = np.empty(self._spec.vocab_size, np.float32)
-        kernels.head(self._x, self._dense.norm, self._dense.eps, self._dense.head, self._normed, logits)
+        dense = self._dense
+        self._kernels.head(
+            self._x, dense.norm, dense.eps, dense.packed, dense.head_at, self._normed, self._levels, logits
+        )
         return torch.from_numpy(logits).view(1, 1, -1)
 
     def _experts_of(self, layer: int, look: bool) -> None:
@@ -195,29 +222,30 @@ class FastDecoder:
     def _run(self, first: int, resume: bool, pause: bool) -> int:
         dense, fetcher, counters = self._dense, self._fetcher, self._counters
         return int(
-            kernels.run_layers(
+            self._kernels.run_layers(
                 first, self._spec.num_layers, resume, pause, self._cache.length, self._dims, dense.at,
-                dense.eps, dense.layers, dense.rope, self._cache_bits, self._weights, self._gate_up_at,
-                self._down_at, self._residency.slot_of, self._residency.state, self._slot_size, self._x,
-                self._normed, self._qkv, self._heads, self._scores, self._wide, self._residuals, self._shared,
-                self._probabilities, self._chosen, self._shares, self._gate_up, self._gated, self._rows, self._done,
-                fetcher.fresh, fetcher.kind_of, counters.tally[fetcher.phase], counters.uses, fetcher.last_used,
-                fetcher.clock,
+                dense.eps, dense.layers, dense.packed_layers, dense.rope, self._cache_bits, self._weights,
+                self._gate_up_at, self._down_at, self._residency.slot_of, self._residency.state, self._slot_size,
+                self._x, self._normed, self._qkv, self._heads, self._scores, self._wide, self._residuals,
+                self._shared, self._probabilities, self._chosen, self._shares, self._gate_up, self._gated,
+                self._levels, self._rows, self._done, fetcher.fresh, fetcher.kind_of,
+                counters.tally[fetcher.phase], counters.uses, fetcher.last_used, fetcher.clock,
             )
         )  # fmt: skip
 
     def _compute_shared(self, layer: int) -> None:
         dense = self._dense
-        kernels.compute_shared(
-            layer, self._dims, dense.at, dense.layers, self._normed, self._gate_up, self._gated, self._shared
-        )
+        self._kernels.compute_shared(
+            layer, self._dims, dense.at, dense.layers, dense.packed_layers, self._normed, self._gate_up,
+            self._gated, self._levels, self._shared,
+        )  # fmt: skip
 
     def _compute_rows(self, layer: int) -> int:
         return int(
-            kernels.compute_rows(
+            self._kernels.compute_rows(
                 layer, self._dims, self._weights, self._gate_up_at, self._down_at, self._residency.slot_of,
                 self._residency.state, self._slot_size, self._normed, self._chosen, self._gate_up, self._gated,
-                self._rows, self._done,
+                self._levels, self._rows, self._done,
             )
         )  # fmt: skip
 

@@ -20,6 +20,7 @@ from offload.memory.residency import Residency
 from offload.models import ModelSpec
 from offload.policy import Policy, Surroundings, check_policy, make_policy
 from offload.policy.knowledge import Shape, load_knowledge, policy_bytes_of, save_learnt
+from offload.precision import Precision
 from offload.runtime.compile import compile_kernels
 from offload.runtime.device import device_memory_bytes, peak_bytes
 from offload.runtime.kv import KVCache
@@ -170,6 +171,11 @@ class LoadedModel:
         for slot in self.residency.resize(plan.slots):
             self._tier.release(slot)
         self._tier.settle(self.residency.inside)
+
+    @property
+    def precision(self) -> Precision:
+        """How weights are kept."""
+        return self._store.precision
 
     def memory_use(self) -> MemoryUse:
         """The plan, and what is really taken: of the process's memory, or on CUDA of the device's."""

@@ -9,7 +9,7 @@ block is laid out layer by layer in the order the decode kernels want, and the m
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,11 @@ from numpy.typing import NDArray
 from offload.errors import CorruptCheckpoint, UnsupportedModel
 from offload.models import ModelSpec
 from offload.models.architecture import Architecture
+from offload.precision import BF16, Precision, dense_precision
 from offload.runtime.experts import ArenaExperts
-from offload.store.safetensors_index import CheckpointIndex
+from offload.store.packed_header import DenseTensor
+from offload.store.packed_store import PackedStore
+from offload.store.safetensors_index import CheckpointIndex, TensorEntry
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -49,9 +52,11 @@ _ALIGN = 32
 
 @dataclass(frozen=True, slots=True)
 class DenseLayout:
-    """Where every dense tensor of a model lies in the block, in weights (2 bytes each).
+    """Where every dense tensor of a model lies in the block, in weights of bfloat16: 2 bytes each, also where
+    what lies there is quantised.
 
     Attributes:
+        precision: How matrices are kept.
         begin: First weight of each tensor.
         decoder_layers: Layers, which lie at the beginning of the block.
         layer_size: Weights from one layer to the next; 0 where layers differ in shape.
@@ -60,6 +65,7 @@ class DenseLayout:
         kernels_fit: Whether every layer has exactly the groups that the decode kernels know.
     """
 
+    precision: Precision
     begin: dict[str, int]
     decoder_layers: int
     layer_size: int
@@ -68,7 +74,9 @@ class DenseLayout:
     kernels_fit: bool
 
 
-def dense_layout(shapes: dict[str, tuple[int, ...]], decoder_layers: int) -> DenseLayout:
+def dense_layout(
+    shapes: dict[str, tuple[int, ...]], decoder_layers: int, precision: Precision = BF16
+) -> DenseLayout:
     """Lay out dense tensors of the given shapes: layers first, all other tensors behind them."""
     begin: dict[str, int] = {}
     cursor = 0
@@ -88,7 +96,7 @@ def dense_layout(shapes: dict[str, tuple[int, ...]], decoder_layers: int) -> Den
             at.append(cursor - starts[-1] if present else -1)
             for name in present:
                 begin[name] = cursor
-                cursor += _count(shapes[name])
+                cursor += _room(precision, name, shapes[name])
             cursor = _aligned(cursor)
         layers.append(tuple(at))
     uniform = (
@@ -98,8 +106,14 @@ def dense_layout(shapes: dict[str, tuple[int, ...]], decoder_layers: int) -> Den
     for name, shape in shapes.items():
         if name not in begin:
             begin[name] = cursor
-            cursor = _aligned(cursor + _count(shape))
-    return DenseLayout(begin, decoder_layers, layer_size, layers[0][: len(_LAYER_ORDER)], cursor, fits and uniform)
+            cursor = _aligned(cursor + _room(precision, name, shape))
+    group_at = layers[0][: len(_LAYER_ORDER)]
+    return DenseLayout(precision, begin, decoder_layers, layer_size, group_at, cursor, fits and uniform)
+
+
+def _room(precision: Precision, name: str, shape: tuple[int, ...]) -> int:
+    """What a tensor takes, in weights of bfloat16."""
+    return DenseTensor(name, dense_precision(precision, name), shape).nbytes // 2
 
 
 def _count(shape: tuple[int, ...]) -> int:
@@ -115,7 +129,7 @@ class DenseWeights:
 
     Attributes:
         layout: Where each tensor lies.
-        bits: [layout.size] uint16, all weights as bfloat16 bits.
+        bits: [layout.size] uint16, all weights: bfloat16 bits, or halves of what is packed.
     """
 
     def __init__(self, layout: DenseLayout) -> None:
@@ -135,9 +149,14 @@ class DenseWeights:
         return self.bits[: shape[0] * shape[1]].reshape(shape)
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> NDArray[np.uint16]:
-        """One tensor's bits, as a view."""
+        """The bits of one tensor in bfloat16, as a view."""
         begin = self.layout.begin[name]
         return self.bits[begin : begin + _count(shape)].reshape(shape)
+
+    def bytes_of(self, name: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """The bytes of one tensor as it is kept, as a view."""
+        begin = self.layout.begin[name]
+        return self.bits[begin : begin + _room(self.layout.precision, name, shape)].view(np.uint8)
 
 
 def build_model(spec: ModelSpec) -> Any:
@@ -179,33 +198,51 @@ def dense_shapes(model: Any) -> dict[str, tuple[int, ...]]:
 
 def load_dense(
     model: Any,
+    shapes: dict[str, tuple[int, ...]],
     architecture: Architecture,
-    index: CheckpointIndex,
+    source: CheckpointIndex | PackedStore,
     layout: DenseLayout,
     device: torch.device,
     progress: Progress | None = None,
 ) -> DenseWeights | None:
     """Read every dense weight; returns the block they lie in on the CPU, None on other devices.
 
+    Args:
+        model: Whose modules get them.
+        shapes: Of its parameters, from before some of its modules were replaced by quantised ones.
+        source: The checkpoint, or the pack of a quantised model.
+
     Raises:
         CorruptCheckpoint: A tensor is missing or has another shape.
         UnsupportedModel: A tensor is not bfloat16.
     """
-    shapes = dense_shapes(model)
-    keys = {name: _checkpoint_key(architecture, index, name) for name in shapes}
+    precision = layout.precision
+    kept = _tensors_of(source)
+    keys = {name: _checkpoint_key(architecture, kept, name) for name in shapes}
     for name, shape in shapes.items():
-        _check(index, keys[name], shape)
-    total = sum(2 * _count(shape) for shape in shapes.values())
+        _check(kept, keys[name], shape)
+    read = source.read_dense if isinstance(source, PackedStore) else source.read_tensor
+    total = sum(2 * _room(precision, name, shape) for name, shape in shapes.items())
     dense = DenseWeights(layout) if device.type == "cpu" else None
     done = 0
     for name, shape in shapes.items():
-        bits = np.empty(shape, np.uint16) if dense is None else dense.tensor(name, shape)
-        index.read_tensor(keys[name], bits.reshape(-1).view(np.uint8).data)
-        _set_parameter(model, name, torch.from_numpy(bits).view(torch.bfloat16).to(device))
-        done += bits.nbytes
+        if dense is None:
+            content = np.empty(2 * _room(precision, name, shape), np.uint8)
+        else:
+            content = dense.bytes_of(name, shape)
+        read(keys[name], content.data)
+        if dense_precision(precision, name) == BF16:
+            bits = content.view(np.uint16).reshape(shape)
+            _set_parameter(model, name, torch.from_numpy(bits).view(torch.bfloat16).to(device))
+        else:
+            model.get_submodule(name.removesuffix(".weight")).packed = torch.from_numpy(content).to(device)
+        done += content.nbytes
         if progress is not None:
             progress("load", done, total)
-    model.tie_weights()
+    if precision == BF16:
+        model.tie_weights()
+    elif "lm_head.weight" not in shapes:
+        model.lm_head.packed = model.model.embed_tokens.packed
     return dense
 
 
@@ -217,14 +254,20 @@ def place_on_devices(model: Any) -> Any:
     return dispatch_model(model, device_map=device_map)
 
 
-def _checkpoint_key(architecture: Architecture, index: CheckpointIndex, parameter: str) -> str:
+def _tensors_of(source: CheckpointIndex | PackedStore) -> Mapping[str, TensorEntry | DenseTensor]:
+    if isinstance(source, PackedStore):
+        return {tensor.name: tensor for tensor in source.head.header.dense}
+    return source.tensors
+
+
+def _checkpoint_key(architecture: Architecture, tensors: Collection[str], parameter: str) -> str:
     """The hub's name of a parameter, or transformers' own, which it writes when it saves what it has in memory."""
     hub_key = architecture.hub_key(parameter)
-    return hub_key if hub_key in index.tensors or parameter not in index.tensors else parameter
+    return hub_key if hub_key in tensors or parameter not in tensors else parameter
 
 
-def _check(index: CheckpointIndex, name: str, shape: tuple[int, ...]) -> None:
-    entry = index.tensors.get(name)
+def _check(tensors: Mapping[str, TensorEntry | DenseTensor], name: str, shape: tuple[int, ...]) -> None:
+    entry = tensors.get(name)
     if entry is None:
         raise CorruptCheckpoint(f"the checkpoint has no tensor {name}", "fetch the model again")
 
@@ -232,7 +275,7 @@ def _check(index: CheckpointIndex, name: str, shape: tuple[int, ...]) -> None:
         raise CorruptCheckpoint(
             f"{name} has shape {list(entry.shape)}, the configuration says {list(shape)}", "fetch the model again"
         )
-    if entry.dtype != "BF16":
+    if isinstance(entry, TensorEntry) and entry.dtype != "BF16":
         raise UnsupportedModel(f"{name} is stored as {entry.dtype}", "finemoe reads bfloat16 checkpoints")
 
 

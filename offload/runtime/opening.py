@@ -6,6 +6,7 @@ interpreter's size is known; then the plan is made, and only then are weights re
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import psutil
@@ -18,6 +19,7 @@ from offload.memory.residency import Residency
 from offload.models import ModelSpec, read_spec
 from offload.policy import Rates, RouterWeights, Surroundings, make_policy
 from offload.policy.knowledge import Shape, likeliest_experts, load_knowledge, policy_bytes_of
+from offload.precision import BF16
 from offload.runtime.compile import compile_kernels
 from offload.runtime.device import base_bytes, choose_device, device_memory_bytes
 from offload.runtime.experts import ArenaExperts
@@ -31,12 +33,16 @@ from offload.runtime.loading import (
     load_dense,
     place_on_devices,
 )
+from offload.runtime.quantised_modules import use_quantised_modules
 from offload.runtime.tier import CudaTier, HostTier, Tier
+from offload.runtime.unpack import Unpacker
 from offload.runtime.views import ExpertViews
 from offload.runtime.watch import Watch, routers
+from offload.store.base import ExpertStore
 from offload.store.calibrate import LANES, measure_read_rate
 from offload.store.fingerprint import fingerprint
 from offload.store.open_store import open_store
+from offload.store.packed_store import PackedStore
 from offload.store.safetensors_index import CheckpointIndex
 from offload.telemetry.counters import Counters
 from offload.telemetry.log import logger
@@ -60,14 +66,32 @@ def load_model(config: EngineConfig, progress: Progress | None = None) -> Loaded
     index = CheckpointIndex.open(spec.folder)
     device = choose_device(config.device)
     torch.set_num_threads(config.threads or psutil.cpu_count(logical=False) or 1)
-    context = min(config.context, spec.max_context)
+    store = open_store(spec, index, config.precision, packs_folder=config.packs_folder)
+    try:
+        return _load(config, spec, index, store, device, progress)
+    except BaseException:
+        store.close()
+        raise
 
+
+def _load(
+    config: EngineConfig,
+    spec: ModelSpec,
+    index: CheckpointIndex,
+    store: ExpertStore,
+    device: torch.device,
+    progress: Progress | None,
+) -> LoadedModel:
+    context, precision = min(config.context, spec.max_context), config.precision
     model = build_model(spec)
-    layout = dense_layout(dense_shapes(model), spec.decoder_layers)
+    shapes = dense_shapes(model)
+    layout = dense_layout(shapes, spec.decoder_layers, precision)
     kernels = _kernels(config, spec, model, layout.kernels_fit, device)
     if kernels == "fast":
-        compile_kernels(progress)
-        import offload.runtime.kernels  # its size belongs to the base, measured below
+        compile_kernels(progress, precision)
+        importlib.import_module(
+            f"offload.runtime.kernels.{precision}"
+        )  # its size belongs to the base, measured below
     if config.policy == "auto":
         compile_kernels(progress)
         import offload.policy.auto_kernels  # noqa: F401
@@ -76,33 +100,33 @@ def load_model(config: EngineConfig, progress: Progress | None = None) -> Loaded
     knowledge = load_knowledge(config.knowledge, shape, config.policy)
     if knowledge.note:
         logger.warning("%s", knowledge.note)
-    store = open_store(spec, index, packs_folder=config.packs_folder)
-    try:
-        candidates = (config.lanes,) if config.lanes else LANES
-        measured = measure_read_rate(store, candidates, seconds_each=0.1)
-        lanes_count = measured.lanes
-        on_host = device.type == "cpu"
-        # On CUDA every lane has a pinned slab on the host; on the CPU it reads into the slots themselves.
-        staging = lanes_count * (store.staging_bytes + (0 if on_host else store.slot_bytes))
-        if not on_host and config.host_budget_bytes is not None:
-            check_host_budget(spec, config.host_budget_bytes, settled_resident_bytes(), staging)
-        fixed = FixedCosts(
-            base_bytes=base_bytes(device),
-            dense_bytes=2 * layout.size,
-            kv_bytes=context * spec.kv_bytes_per_token,
-            workspace_bytes=workspace_bytes(spec, context),
-            staging_bytes=staging if on_host else 0,
-            policy_bytes=policy_bytes_of(shape, config.policy, knowledge, config.policy_options) if on_host else 0,
-        )
-        fraction = config.experts_fraction
-        if fraction is None and config.budget_bytes is None:
-            fraction = DEFAULT_EXPERTS_FRACTION
-        memory = device_memory_bytes(device)
-        plan = make_plan(spec, fixed, store.slot_bytes, config.budget_bytes, fraction, memory)
-        dense = load_dense(model, spec.architecture, index, layout, device, progress)
-    except BaseException:
-        store.close()
-        raise
+    candidates = (config.lanes,) if config.lanes else LANES
+    measured = measure_read_rate(store, candidates, seconds_each=0.1)
+    lanes_count = measured.lanes
+    on_host = device.type == "cpu"
+    # On CUDA every lane has a pinned slab on the host; on the CPU it reads into the slots themselves.
+    staging = lanes_count * (store.staging_bytes + (0 if on_host else store.slot_bytes))
+    if not on_host and config.host_budget_bytes is not None:
+        check_host_budget(spec, config.host_budget_bytes, settled_resident_bytes(), staging)
+    fixed = FixedCosts(
+        base_bytes=base_bytes(device),
+        dense_bytes=2 * layout.size,
+        kv_bytes=context * spec.kv_bytes_per_token,
+        workspace_bytes=workspace_bytes(spec, context, precision),
+        staging_bytes=staging if on_host else 0,
+        policy_bytes=policy_bytes_of(shape, config.policy, knowledge, config.policy_options) if on_host else 0,
+    )
+    fraction = config.experts_fraction
+    if fraction is None and config.budget_bytes is None:
+        fraction = DEFAULT_EXPERTS_FRACTION
+    memory = device_memory_bytes(device)
+    plan = make_plan(spec, fixed, store.slot_bytes, config.budget_bytes, fraction, memory)
+    unpacker = None
+    if precision != BF16:
+        unpacker = Unpacker(precision, compiled=kernels == "fast")
+        use_quantised_modules(model, precision, unpacker)
+    source = store if isinstance(store, PackedStore) and precision != BF16 else index
+    dense = load_dense(model, shapes, spec.architecture, source, layout, device, progress)
 
     _restore_rotary(model, device)
     if device.type == "cuda" and torch.cuda.device_count() > 1:
@@ -139,7 +163,7 @@ def load_model(config: EngineConfig, progress: Progress | None = None) -> Loaded
     watch = Watch(policy, fetcher, counters, rates)
     watch.attach(model)
     fetcher.fill(likeliest_experts(policy))
-    views = ExpertViews(spec, store, tier, residency)
+    views = ExpertViews(spec, store, tier, residency, unpacker)
     layers = [module for module in model.modules() if isinstance(module, ArenaExperts)]
     for number, module in enumerate(layers):
         module.attach(number, spec.num_experts, fetcher, views)

@@ -26,13 +26,14 @@ PROMPT_TOKENS = 40
 def measure_kernel_rate(seconds: float = _SECONDS, rows: int = _ROWS, progress: Progress | None = None) -> float:
     """Bytes of weights a second that the decode kernels multiply a vector with, on one thread."""
     compile_kernels(progress)
-    from offload.runtime import kernels
+    from offload.runtime.kernels import bf16
 
     table = np.ones((rows, _HIDDEN), np.uint16)
     x, normed = np.ones(_HIDDEN, np.float32), np.empty(_HIDDEN, np.float32)
     norm, logits = np.ones(_HIDDEN, np.uint16), np.empty(rows, np.float32)
-    eps = np.float32(1e-6)
-    return table.nbytes / _median(lambda: kernels.head(x, norm, eps, table, normed, logits), seconds)
+    eps, levels = np.float32(1e-6), (np.empty(0, np.int16), np.empty(0, np.int32))
+    weights = table.reshape(-1)
+    return table.nbytes / _median(lambda: bf16.head(x, norm, eps, weights, 0, normed, levels, logits), seconds)
 
 
 def measure_prompt_rates(seconds: float = _SECONDS, rows: int = _ROWS) -> tuple[float, float]:

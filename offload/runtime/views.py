@@ -6,18 +6,27 @@ import torch
 
 from offload.memory.residency import Residency
 from offload.models import ModelSpec
+from offload.precision import matrix_bytes
 from offload.runtime.tier import Tier
+from offload.runtime.unpack import Unpacker
 from offload.store.base import ExpertStore
 
 
 class ExpertViews:
-    """Views of resident experts. Valid while the expert is pinned.
+    """Views of resident experts. Valid while the expert is pinned; of quantised ones, until the next is asked for.
 
     Attributes:
         device: Where the experts are.
     """
 
-    def __init__(self, spec: ModelSpec, store: ExpertStore, tier: Tier, residency: Residency) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        store: ExpertStore,
+        tier: Tier,
+        residency: Residency,
+        unpacker: Unpacker | None = None,
+    ) -> None:
         self.device = tier.device
         self._tier = tier
         self._slot_of = residency.slot_of
@@ -25,14 +34,28 @@ class ExpertViews:
         self._down_at = store.down_offset
         self._gate_up_shape = (2 * spec.expert_size, spec.hidden_size)
         self._down_shape = (spec.hidden_size, spec.expert_size)
+        self._unpacker = unpacker
+        self._unpacked: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def of(self, expert: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Gate over up projection, [2I, H], and down projection, [H, I], bfloat16."""
         slot = self._tier.tensor(int(self._slot_of[expert]))
+        if self._unpacker is not None:
+            return self._unpack(self._unpacker, slot, expert)
         return (
             _matrix(slot, int(self._gate_up_at[expert]), self._gate_up_shape),
             _matrix(slot, int(self._down_at[expert]), self._down_shape),
         )
+
+    def _unpack(self, unpacker: Unpacker, slot: torch.Tensor, expert: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._unpacked is None:
+            self._unpacked = (
+                torch.empty(self._gate_up_shape, dtype=torch.bfloat16, device=self.device),
+                torch.empty(self._down_shape, dtype=torch.bfloat16, device=self.device),
+            )
+        for begin, out in zip((self._gate_up_at[expert], self._down_at[expert]), self._unpacked, strict=True):
+            unpacker.unpack(slot.narrow(0, int(begin), matrix_bytes(unpacker.precision, *out.shape)), out)
+        return self._unpacked
 
 
 def _matrix(slot: torch.Tensor, begin: int, shape: tuple[int, int]) -> torch.Tensor:

@@ -175,6 +175,7 @@ class Host:
             budget_bytes=now.memory.budget_bytes,
             slots=now.memory.slots,
             board="" if self._board is None else str(self._board.path),
+            precision=now.precision,
         )
         self._outbox.send(ready)
 

@@ -103,6 +103,7 @@ class Ready:
     budget_bytes: int
     slots: int
     board: str
+    precision: str = "bf16"
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,7 @@ def engine_facts(engine: Engine, command: str) -> Facts:
         experts=spec.num_experts,
         top_k=spec.top_k,
         slot_bytes=snapshot.memory.slot_bytes,
+        precision=snapshot.precision,
     )
 
 

@@ -29,6 +29,7 @@ class Facts:
         command: What it was opened by: ``chat``, ``run``, ``eval``.
         layers / experts / top_k: Layers with routed experts, experts in each, experts a token uses in each.
         slot_bytes: Bytes of one expert.
+        precision: How weights are kept.
     """
 
     pid: int
@@ -41,6 +42,7 @@ class Facts:
     experts: int
     top_k: int
     slot_bytes: int
+    precision: str = "bf16"
 
 
 @dataclass(frozen=True, slots=True)

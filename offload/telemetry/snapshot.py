@@ -83,6 +83,7 @@ class Snapshot:
         prefill_layers / decode_layers: Selections by layer.
         resident: Experts resident now.
         tokens: Tokens decoded since the engine was opened.
+        precision: How weights are kept: ``bf16``, ``int8``, ``int4``.
     """
 
     model: str
@@ -96,6 +97,7 @@ class Snapshot:
     decode_layers: LayerCounts
     resident: int
     tokens: int
+    precision: str = "bf16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,7 @@ class Completion:
         tokens_per_s: Decoded tokens a second, 1 / tpot_s; None where that is.
         experts: Counts of this request alone.
         token_times_s: When each token came, from the request on.
+        precision: How weights are kept.
     """
 
     model: str
@@ -148,6 +151,7 @@ class Completion:
     io: IoFacts
     experts: ExpertCounts
     token_times_s: tuple[float, ...] = ()
+    precision: str = "bf16"
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""

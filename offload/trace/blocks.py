@@ -35,6 +35,7 @@ class TraceHeader:
         budget_bytes: The memory budget.
         slots: Experts that could be resident.
         device / kernels: What computed.
+        precision: How weights were kept.
         read_s: Time the link needed for one expert when the engine was opened, seconds.
         lanes: Reads that went on at once.
         residuals / prompt_residuals: Whether residual streams of decoded tokens and of prompts were kept.
@@ -56,6 +57,7 @@ class TraceHeader:
     prompt_residuals: bool = False
     dataset: str = ""
     sampling: Mapping[str, float | None] = field(default_factory=dict)
+    precision: str = "bf16"
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,7 @@ def test_the_table_says_what_the_engine_counts(finemoe: Finemoe, engine: FakeEng
     assert "decode hit 82.5% · 99 resident · 21 missed" in shown
     assert "2.00 MiB/token · stall 2.0 ms/token · 7 evicted" in shown
     assert "worst layers 2: hit 50.0% · 1: hit 97.5%" in shown
-    assert "policy demand · profile low · fast kernels" in shown
+    assert "policy demand · profile low · fast kernels · bf16" in shown
     assert any("TTFT 1.25 s" in line for line in shown) and any("6 experts in" in line for line in shown)
     assert "host 8.00 GiB in all · 3.00 GiB available" in shown
     assert finemoe("top").out.splitlines()[0] == result.out.splitlines()[0]  # no terminal: the same

@@ -11,6 +11,7 @@ import torch
 from transformers.utils import import_utils
 
 from offload import Engine, EngineConfig, Sampling
+from offload.precision import Precision
 from tests.support.reference import Continuation
 
 # An engine collects garbage when it opens and when it closes; what is imported by now never becomes any.
@@ -27,7 +28,14 @@ def _names(module: import_utils._LazyModule) -> list[str]:
 import_utils._LazyModule.__dir__ = _names
 
 
-def open_engine(folder: Path, fraction: float, kernels: str, context: int = 1024, policy: str = "auto") -> Engine:
+def open_engine(
+    folder: Path,
+    fraction: float,
+    kernels: str,
+    context: int = 1024,
+    policy: str = "auto",
+    precision: Precision = "bf16",
+) -> Engine:
     """An engine on the CPU with a share of the experts resident."""
     return Engine(
         EngineConfig(
@@ -38,6 +46,7 @@ def open_engine(folder: Path, fraction: float, kernels: str, context: int = 1024
             context=context,
             lanes=2,
             policy=policy,
+            precision=precision,
         )
     )
 

@@ -51,7 +51,12 @@ def summary(rows: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
             "sampling": {"max_new_tokens": 5, "temperature": 0.0, "seed": 0},
         },
         "sittings": [{"versions": {"torch": "2"}, "commit": None, "machine": machine, "groups": [["demand@low"]]}],
-        "combinations": [names | {"device": "cpu", "kernels": "fast"} | metrics_of(rows) | breakdown_of(rows)],
+        "combinations": [
+            names
+            | {"device": "cpu", "kernels": "fast", "precision": "bf16"}
+            | metrics_of(rows)
+            | breakdown_of(rows)
+        ],
         "over_seeds": [],
         "exact": None,
     } | more  # fmt: skip

@@ -1,84 +1,50 @@
-"""Decode kernels: one token through the layers, at the speed of the memory bus.
+"""The layers of one decoded token, for any precision.
 
-A decoded token multiplies one vector with every weight it touches, so its time is the time to read those
-weights. Each kernel below reads bfloat16 weights as ``uint16``, widens them to float32 by a shift and sums in
-float32, in one plain loop a row: measured at the machine's raw read bandwidth, about 2.3 times torch's
-bfloat16 ``linear``. Numba compiles them once and keeps the result in its cache folder.
+The functions at the end are compiled by the modules named after precisions, each with the types of its weights;
+what reads a matrix's weights (`matvec`, `widen_row`) is chosen by these types. Everything else of a layer, its
+norms, router, biases and the shared expert's gate, is bfloat16 in every precision.
 
 Sums are made in an order that depends on shapes alone, never on which expert arrived first or where it lies.
 
 Shapes: H hidden size, L layers, E experts a layer, K experts a token, I neurons of an expert, S neurons of the
-shared expert, Q query heads, G key-value heads, D head width, C positions of the cache, V vocabulary.
+shared expert, Q query heads, G key-value heads, D head width, C positions of the cache, V vocabulary; N and M are
+weights of a layer's row in `dense` and `packed`, which are the same memory.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numba import boolean, float32, int64, njit, types, uint8, uint16
+from numba import njit
 
-RESIDENT = 2  # offload.memory.residency.RESIDENT, as a compile-time constant
-
-# Positions in the `dims` array.
-HIDDEN, EXPERTS, TOP_K, EXPERT_SIZE, SHARED_SIZE, Q_HEADS, KV_HEADS, HEAD_DIM, NORM_TOPK = range(9)
-# Positions in the `at` array: where each matrix begins in a layer's row of dense weights; -1 where there is none.
-(
+from offload.runtime.kernels.matvec import OPTIONS, matvec, narrow, widen, widen_row
+from offload.runtime.kernels.places import (
     AT_INPUT_NORM,
-    AT_QKV,
-    AT_QKV_BIAS,
-    AT_Q_NORM,
     AT_K_NORM,
     AT_OUT,
     AT_POST_NORM,
+    AT_Q_NORM,
+    AT_QKV,
+    AT_QKV_BIAS,
     AT_ROUTER,
-    AT_SHARED_GATE_UP,
     AT_SHARED_DOWN,
     AT_SHARED_GATE,
-) = range(11)
-# Rows of the `tally` array.
-TALLY_RESIDENT, TALLY_PREFETCHED, TALLY_LATE, TALLY_MISSED = range(4)
-
-# Signatures are given in full, so that importing this module compiles the kernels or takes them from the cache,
-# and a call with other types is an error instead of a compilation in the middle of an answer.
-_f1, _f2 = float32[::1], float32[:, ::1]
-_i1, _i2 = int64[::1], int64[:, ::1]
-_u1, _u2, _u5 = uint16[::1], uint16[:, ::1], uint16[:, :, :, :, ::1]
-_b1 = uint8[::1]
-_chosen = types.int32[:, ::1]
-_slots = types.Array(types.int32, 1, "C", readonly=True)
-_states = types.Array(uint8, 1, "C", readonly=True)
-
-_OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "fastmath": True, "error_model": "numpy"}
-
-
-@njit(inline="always")
-def _widen(bits):
-    """The float32 that a bfloat16's bits mean."""
-    return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
+    AT_SHARED_GATE_UP,
+    EXPERT_SIZE,
+    EXPERTS,
+    HEAD_DIM,
+    HIDDEN,
+    KV_HEADS,
+    NORM_TOPK,
+    Q_HEADS,
+    RESIDENT,
+    SHARED_SIZE,
+    TALLY_PREFETCHED,
+    TALLY_RESIDENT,
+    TOP_K,
+)
 
 
-@njit(inline="always")
-def _narrow(value):
-    """The bits of the bfloat16 nearest to a finite float32, ties to even."""
-    bits = np.float32(value).view(np.uint32)
-    return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
-
-
-@njit(**_OPTIONS)
-def _matvec(weights, at, rows, x, out):
-    """out[r] = sum_c weights[at + r * len(x) + c] * x[c]."""
-    columns = x.shape[0]
-    for r in range(rows):
-        start = at + r * columns
-        row = weights[start : start + columns]
-        total = np.float32(0.0)
-        for c in range(columns):
-            total += _widen(row[c]) * x[c]
-        out[r] = total
-
-
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _rms_norm(x, weights, at, eps, out):
     size = x.shape[0]
     total = np.float32(0.0)
@@ -87,10 +53,10 @@ def _rms_norm(x, weights, at, eps, out):
     scale = np.float32(1.0) / np.sqrt(total / np.float32(size) + eps)
     row = weights[at : at + size]
     for i in range(size):
-        out[i] = x[i] * scale * _widen(row[i])
+        out[i] = x[i] * scale * widen(row[i])
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _gated(gate_up, size, out):
     """out[i] = silu(gate_up[i]) * gate_up[size + i]."""
     for i in range(size):
@@ -98,7 +64,7 @@ def _gated(gate_up, size, out):
         out[i] = gate / (np.float32(1.0) + np.exp(-gate)) * gate_up[size + i]
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _rotate(head, cos, sin):
     """Rotary embedding of one head in place; cos and sin are [D/2]."""
     half = cos.shape[0]
@@ -109,7 +75,7 @@ def _rotate(head, cos, sin):
         head[half + i] = b * cos[i] + a * sin[i]
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _attend(q, keys, values, length, group, scale, scores, out):
     """Attention of the `group` query heads that share one key-value head.
 
@@ -122,7 +88,7 @@ def _attend(q, keys, values, length, group, scale, scores, out):
             total = np.float32(0.0)
             head = q[g]
             for d in range(width):
-                total += _widen(key[d]) * head[d]
+                total += widen(key[d]) * head[d]
             scores[g, t] = total * scale
     for g in range(group):
         row = scores[g]
@@ -144,22 +110,24 @@ def _attend(q, keys, values, length, group, scale, scores, out):
             share = scores[g, t]
             target = out[g]
             for d in range(width):
-                target[d] += share * _widen(value[d])
+                target[d] += share * widen(value[d])
 
 
-@njit(**_OPTIONS)
-def _attention(layer, position, dims, at, dense, eps, rope, cache, x, normed, qkv, heads, scores, wide):
+@njit(**OPTIONS)
+def _attention(
+    layer, position, dims, at, dense, packed, eps, rope, cache, x, normed, qkv, heads, scores, wide, levels
+):  # fmt: skip
     """Norm, projections, rotary embedding, cache, attention, output projection; adds its result to x."""
     width, queries, groups = dims[HEAD_DIM], dims[Q_HEADS], dims[KV_HEADS]
     hidden = dims[HIDDEN]
-    weights = dense[layer]
+    weights, matrices = dense[layer], packed[layer]
     _rms_norm(x, weights, at[AT_INPUT_NORM], eps, normed)
     rows = (queries + 2 * groups) * width
-    _matvec(weights, at[AT_QKV], rows, normed, qkv)
+    matvec(matrices, at[AT_QKV], rows, normed, qkv, levels)
     if at[AT_QKV_BIAS] >= 0:
         bias = weights[at[AT_QKV_BIAS] : at[AT_QKV_BIAS] + rows]
         for r in range(rows):
-            qkv[r] += _widen(bias[r])
+            qkv[r] += widen(bias[r])
     cos = rope[position, : width // 2]
     sin = rope[position, width // 2 :]
     for h in range(queries + groups):
@@ -171,8 +139,8 @@ def _attention(layer, position, dims, at, dense, eps, rope, cache, x, normed, qk
         key = qkv[(queries + g) * width : (queries + g + 1) * width]
         value = qkv[(queries + groups + g) * width : (queries + groups + g + 1) * width]
         for d in range(width):
-            cache[layer, 0, g, position, d] = _narrow(key[d])
-            cache[layer, 1, g, position, d] = _narrow(value[d])
+            cache[layer, 0, g, position, d] = narrow(key[d])
+            cache[layer, 1, g, position, d] = narrow(value[d])
     group = queries // groups
     q = qkv[: queries * width].reshape(queries, width)
     out = heads[: queries * width].reshape(queries, width)
@@ -189,17 +157,17 @@ def _attention(layer, position, dims, at, dense, eps, rope, cache, x, normed, qk
             scores,
             out[first : first + group],
         )
-    _matvec(weights, at[AT_OUT], hidden, heads[: queries * width], wide)
+    matvec(matrices, at[AT_OUT], hidden, heads[: queries * width], wide, levels)
     for i in range(hidden):
         x[i] += wide[i]
 
 
-@njit(**_OPTIONS)
-def _route(layer, dims, at, dense, normed, probabilities, chosen, shares):
+@njit(**OPTIONS)
+def _route(layer, dims, at, dense, normed, probabilities, chosen, shares, levels):
     """Router: softmax over all experts, the top K in falling order (ties to the lower index)."""
     experts, top_k = dims[EXPERTS], dims[TOP_K]
     p = probabilities[layer]
-    _matvec(dense[layer], at[AT_ROUTER], experts, normed, p)
+    matvec(dense[layer], at[AT_ROUTER], experts, normed, p, levels)
     top = p[0]
     for e in range(1, experts):
         top = max(top, p[e])
@@ -227,42 +195,37 @@ def _route(layer, dims, at, dense, normed, probabilities, chosen, shares):
             shares[layer, k] /= taken
 
 
-@njit(**_OPTIONS)
-def _expert(arena, gate_up_at, down_at, dims, normed, gate_up, gated, out):
+@njit(**OPTIONS)
+def _expert(arena, gate_up_at, down_at, dims, normed, gate_up, gated, levels, out):
     size = dims[EXPERT_SIZE]
-    _matvec(arena, gate_up_at, 2 * size, normed, gate_up)
+    matvec(arena, gate_up_at, 2 * size, normed, gate_up, levels)
     _gated(gate_up, size, gated)
-    _matvec(arena, down_at, dims[HIDDEN], gated[:size], out)
+    matvec(arena, down_at, dims[HIDDEN], gated[:size], out, levels)
 
 
-@njit(types.void(int64, _i1, _i1, _u2, _f1, _f1, _f1, _f2), **_OPTIONS)
-def compute_shared(layer, dims, at, dense, normed, gate_up, gated, shared):
+def compute_shared(layer, dims, at, dense, packed, normed, gate_up, gated, levels, shared):
     """shared[layer] = what the layer's shared expert, which every token goes through, adds; zeros without one."""
     size, hidden = dims[SHARED_SIZE], dims[HIDDEN]
     out = shared[layer]
     if size == 0:
         out[:] = 0
         return
-    weights = dense[layer]
-    _matvec(weights, at[AT_SHARED_GATE_UP], 2 * size, normed, gate_up)
+    weights, matrices = dense[layer], packed[layer]
+    matvec(matrices, at[AT_SHARED_GATE_UP], 2 * size, normed, gate_up, levels)
     _gated(gate_up, size, gated)
-    _matvec(weights, at[AT_SHARED_DOWN], hidden, gated[:size], out)
+    matvec(matrices, at[AT_SHARED_DOWN], hidden, gated[:size], out, levels)
     gate = np.float32(0.0)
     gate_row = weights[at[AT_SHARED_GATE] : at[AT_SHARED_GATE] + hidden]
     for i in range(hidden):
-        gate += _widen(gate_row[i]) * normed[i]
+        gate += widen(gate_row[i]) * normed[i]
     share = np.float32(1.0) / (np.float32(1.0) + np.exp(-gate))
     for i in range(hidden):
         out[i] *= share
 
 
-@njit(
-    int64(int64, _i1, _u1, _i1, _i1, _slots, _states, int64, _f1, _chosen, _f1, _f1, _f2, _b1),
-    **_OPTIONS,
-)
 def compute_rows(
     layer, dims, arena, gate_up_at, down_at, slot_of, state, slot_size,
-    normed, chosen, gate_up, gated, rows, done,
+    normed, chosen, gate_up, gated, levels, rows, done,
 ):  # fmt: skip
     """Compute those of one layer's chosen experts that are resident and not computed yet.
 
@@ -276,7 +239,15 @@ def compute_rows(
             if state[expert] == RESIDENT:
                 slot = slot_of[expert] * slot_size
                 _expert(
-                    arena, slot + gate_up_at[expert], slot + down_at[expert], dims, normed, gate_up, gated, rows[k]
+                    arena,
+                    slot + gate_up_at[expert],
+                    slot + down_at[expert],
+                    dims,
+                    normed,
+                    gate_up,
+                    gated,
+                    levels,
+                    rows[k],
                 )
                 done[k] = 1
             else:
@@ -284,18 +255,14 @@ def compute_rows(
     return missing
 
 
-@njit(
-    int64(
-        int64, int64, boolean, boolean, int64, _i1, _i1, float32, _u2, _f2, _u5, _u1, _i1, _i1, _slots,
-        _states, int64, _f1, _f1, _f1, _f1, _f2, _f1, _f2, _f2, _f2, _chosen, _f2, _f1, _f1, _f2, _b1,
-        _b1, _b1, _i2, _i1, _i1, int64,
-    ),
-    **_OPTIONS,
-)  # fmt: skip
+_compute_shared = njit(**OPTIONS)(compute_shared)
+_compute_rows = njit(**OPTIONS)(compute_rows)
+
+
 def run_layers(
-    first, last, resume, pause, position, dims, at, eps, dense, rope, cache, arena, gate_up_at, down_at,
+    first, last, resume, pause, position, dims, at, eps, dense, packed, rope, cache, arena, gate_up_at, down_at,
     slot_of, state, slot_size, x, normed, qkv, heads, scores, wide, residuals, shared, probabilities, chosen,
-    shares, gate_up, gated, rows, done, fresh, kind_of, tally, uses, last_used, clock,
+    shares, gate_up, gated, levels, rows, done, fresh, kind_of, tally, uses, last_used, clock,
 ):  # fmt: skip
     """Run layers first..last-1 on the residual x, and stop before the experts of a layer that misses one.
 
@@ -310,10 +277,13 @@ def run_layers(
     experts, top_k, hidden = dims[EXPERTS], dims[TOP_K], dims[HIDDEN]
     for layer in range(first, last):
         if not (resume and layer == first):
-            _attention(layer, position, dims, at, dense, eps, rope, cache, x, normed, qkv, heads, scores, wide)
+            _attention(
+                layer, position, dims, at, dense, packed, eps, rope, cache, x, normed, qkv, heads, scores, wide,
+                levels,
+            )  # fmt: skip
             residuals[layer] = x
             _rms_norm(x, dense[layer], at[AT_POST_NORM], eps, normed)
-            _route(layer, dims, at, dense, normed, probabilities, chosen, shares)
+            _route(layer, dims, at, dense, normed, probabilities, chosen, shares, levels)
             done[:] = 0
             if pause:
                 return layer
@@ -328,10 +298,10 @@ def run_layers(
                 tally[kind, layer] += 1
                 uses[expert] += 1
                 last_used[expert] = clock + layer
-            compute_shared(layer, dims, at, dense, normed, gate_up, gated, shared)
-        compute_rows(
+            _compute_shared(layer, dims, at, dense, packed, normed, gate_up, gated, levels, shared)
+        _compute_rows(
             layer, dims, arena, gate_up_at, down_at, slot_of, state, slot_size,
-            normed, chosen, gate_up, gated, rows, done,
+            normed, chosen, gate_up, gated, levels, rows, done,
         )  # fmt: skip
         extra = shared[layer]
         for i in range(hidden):
@@ -342,16 +312,12 @@ def run_layers(
     return last
 
 
-@njit(types.void(_u2, int64, _f1), **_OPTIONS)
-def embed(table, token, x):
-    """x = row `token` of the embedding table, widened. table: [V, H] bfloat16 bits."""
-    row = table[token]
-    for i in range(x.shape[0]):
-        x[i] = _widen(row[i])
+def embed(packed, at, token, x):
+    """x = row `token`, widened, of the embedding table that begins at packed[at]."""
+    widen_row(packed, at, token, x)
 
 
-@njit(types.void(_f1, _u1, float32, _u2, _f1, _f1), **_OPTIONS)
-def head(x, norm, eps, table, normed, logits):
-    """logits = table @ norm(x). norm: [H] and table: [V, H] bfloat16 bits; logits: [V] float32."""
+def head(x, norm, eps, packed, at, normed, levels, logits):
+    """logits = table @ norm(x). norm: [H] bfloat16 bits; the table begins at packed[at]; logits: [V] float32."""
     _rms_norm(x, norm, 0, eps, normed)
-    _matvec(table.reshape(-1), 0, table.shape[0], normed, logits)
+    matvec(packed, at, logits.shape[0], normed, logits, levels)
