@@ -11,6 +11,7 @@ from textual.screen import Screen
 from textual.widgets import Footer, Static
 
 from offload.errors import FinemoeError
+from offload.precision import BF16
 from offload.service.messages import Ready
 from offload.units import format_bytes
 from ui.chat.commands import code_blocks
@@ -126,6 +127,8 @@ class ChatScreen(Screen[None]):
             facts.insert(0, "recording")
         if driver.ready:
             facts += [driver.ready.kernels, driver.ready.device]
+            if driver.ready.precision != BF16:
+                facts.append(driver.ready.precision)
         if not self.conversation.saved:
             facts.insert(0, "not saved")
         doing, kind = room.doing, "busy" if room.loading else "ready"
