@@ -14,7 +14,7 @@ from offload import errors
 
 COMMANDS = (
     *("chat", "run", "top", "replay", "pull", "pack", "plan", "doctor", "models", "sessions"),
-    *("trace", "simulate", "maps", "bench", "eval", "profiles", "config"),
+    *("trace", "simulate", "maps", "bench", "eval", "plot", "profiles", "config"),
 )
 
 
