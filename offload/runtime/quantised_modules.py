@@ -40,7 +40,7 @@ class QuantisedLinear(nn.Module):
         step = max(UNPACKED_WEIGHTS // self.in_features // TILE_ROWS, 1) * TILE_ROWS
         row_bytes = self.packed.numel() // self.out_features
         out = x.new_empty((*x.shape[:-1], self.out_features))
-        unpacked = x.new_empty((min(step, self.out_features), self.in_features))
+        unpacked = self._unpacker.scratch(min(step, self.out_features), self.in_features, x.device)
         for first in range(0, self.out_features, step):
             end = min(first + step, self.out_features)
             weight = unpacked[: end - first]

@@ -28,6 +28,7 @@ class Unpacker:
     def __init__(self, precision: Precision, compiled: bool) -> None:
         self.precision = precision
         self._kernels: Any = importlib.import_module(f"offload.runtime.kernels.{precision}") if compiled else None
+        self._scratch = torch.empty(0, dtype=torch.bfloat16)
 
     def unpack(self, packed: torch.Tensor, out: torch.Tensor) -> None:
         """Write to ``out``, [R, C] bfloat16, the matrix in ``packed``, uint8 [matrix_bytes], on the same device."""
@@ -42,6 +43,12 @@ class Unpacker:
             part = out[first : first + step]
             begin, end = (matrix_bytes(self.precision, row, columns) for row in (first, first + len(part)))
             unpack(packed[begin:end], part)
+
+    def scratch(self, rows: int, columns: int, device: torch.device) -> torch.Tensor:
+        """Room for some rows of a matrix, [rows, columns] bfloat16: the same whenever it is asked for."""
+        if self._scratch.numel() < rows * columns:
+            self._scratch = torch.empty(rows * columns, dtype=torch.bfloat16, device=device)
+        return self._scratch[: rows * columns].view(rows, columns)
 
     def rows(self, packed: torch.Tensor, numbers: torch.Tensor, columns: int) -> torch.Tensor:
         """Some rows of a matrix: [len(numbers), columns] bfloat16."""
