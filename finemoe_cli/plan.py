@@ -77,6 +77,7 @@ class Plan:
             "context": self.context,
             "kv_bytes": self.context * spec.kv_bytes_per_token,
             "kernels": self.kernels,
+            "precision": self.subject.sizes.precision,
             "policy": self.policy,
             "hits": {"source": self.subject.hits.source, "points": [list(one) for one in self.subject.hits.points]},
             "memory_bytes": self.memory_bytes,
@@ -127,6 +128,7 @@ def make_plan(subject: Subject, resolved: Resolved, measured: Calibration) -> Pl
     """The plan of a model at every profile, with the settings in force and this machine's rates."""
     spec, settings = subject.sizes.spec, resolved.settings
     assert settings.budget is not None
+    subject = replace(subject, sizes=subject.sizes.packed_as(settings.precision))
     kernels = kernels_of(spec, settings.kernels)
     context = min(settings.context, spec.max_context)
     rates = machine_rates(measured, settings.lanes)

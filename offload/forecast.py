@@ -12,7 +12,7 @@ cache, which grows with the conversation, is left out. ``docs/plan.md`` works th
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from math import comb
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from offload.errors import BudgetTooLarge, BudgetTooSmall, CorruptCheckpoint
 from offload.hits import HitCurve, known_curve
 from offload.memory.budget import FixedCosts, MemoryPlan, plan_budget, plan_slots, workspace_bytes
 from offload.models.spec import BYTES_PER_WEIGHT, ModelSpec
+from offload.precision import BF16, TILE_ROWS, Precision, check_family, expert_layout, matrix_bytes
 from offload.store.base import BLOCK
 from offload.units import MIB, format_bytes
 
@@ -34,6 +35,9 @@ torch 2.13 for CPUs, transformers 5.23."""
 
 REFERENCE_RATE = 0.38
 """Rate of the ``reference`` kernels for one token / that of reading memory: transformers' modules, in bfloat16."""
+
+UNPACKED_PER_S: dict[Precision, float] = {"int8": 0.8e9, "int4": 0.25e9}
+"""Weights a second that torch unpacks, which the ``reference`` kernels do for each token. Measured on one machine."""
 
 LAYER_OVERHEAD_S: dict[Kernels, float] = {"fast": 0.08e-3, "reference": 0.4e-3}
 """For each decoder layer of a decode pass: what is no product of a matrix with a vector."""
@@ -74,6 +78,7 @@ class ModelSizes:
         download_bytes: What there is to fetch; 0 for a model that is here.
         slot_bytes: One slot of the arena.
         staging_bytes: What each reading lane takes beside the slots.
+        precision: How the weights are kept. The tensors are always those of the checkpoint.
     """
 
     spec: ModelSpec
@@ -81,12 +86,13 @@ class ModelSizes:
     download_bytes: int
     slot_bytes: int
     staging_bytes: int
+    precision: Precision = BF16
 
     def __post_init__(self) -> None:
-        if self.dense_bytes <= 0:
+        if self._plain_dense_bytes <= 0:
             raise CorruptCheckpoint(
                 f"{self.spec.name} has {format_bytes(self.tensor_bytes)} of tensors, and its config.json describes "
-                f"{format_bytes(self.experts_bytes)} of experts",
+                f"{format_bytes(self.spec.total_experts * self.spec.expert_bytes)} of experts",
                 "the configuration and the weights are not of one model, or not in bfloat16",
             )
 
@@ -104,26 +110,64 @@ class ModelSizes:
             return cls(spec, tensor_bytes, download_bytes, covering, 0)
         return cls(spec, tensor_bytes, download_bytes, covering - BLOCK, covering)
 
+    def packed_as(self, precision: Precision) -> ModelSizes:
+        """The sizes of the model when it is packed in a precision; as it is in bfloat16.
+
+        Raises:
+            UnsupportedModel: A model that finemoe does not quantise.
+        """
+        if precision == BF16:
+            return self
+        family = self.spec.architecture
+        check_family(precision, self.spec.name, family.model_type, family.fast_kernels)
+        record = expert_layout(precision, self.spec.hidden_size, self.spec.expert_size).nbytes
+        slot = -(-record // BLOCK) * BLOCK
+        return replace(self, precision=precision, slot_bytes=slot, staging_bytes=0)
+
+    @property
+    def expert_bytes(self) -> int:
+        """One routed expert."""
+        if self.precision == BF16:
+            return self.spec.expert_bytes
+        return expert_layout(self.precision, self.spec.hidden_size, self.spec.expert_size).nbytes
+
     @property
     def experts_bytes(self) -> int:
         """All routed experts."""
-        return self.spec.total_experts * self.spec.expert_bytes
+        return self.spec.total_experts * self.expert_bytes
 
     @property
     def dense_bytes(self) -> int:
-        """Everything that is no routed expert and is always in memory."""
-        return self.tensor_bytes - self.experts_bytes
+        """Everything that is no routed expert and is always in memory.
+
+        Of a quantised model all but the routers is taken for quantised matrices with rows as long as the residual
+        stream is wide, which is less than a hundredth off.
+        """
+        if self.precision == BF16:
+            return self._plain_dense_bytes
+        spec = self.spec
+        routers = spec.total_experts * spec.hidden_size * BYTES_PER_WEIGHT
+        return routers + self._packed(max(self._plain_dense_bytes - routers, 0))
+
+    @property
+    def _plain_dense_bytes(self) -> int:
+        return self.tensor_bytes - self.spec.total_experts * self.spec.expert_bytes
+
+    def _packed(self, plain_bytes: int) -> int:
+        """What matrices take that have so many bytes in bfloat16."""
+        row = [matrix_bytes(precision, TILE_ROWS, self.spec.hidden_size) for precision in (self.precision, BF16)]
+        return plain_bytes * row[0] // row[1]
 
     @property
     def active_dense_bytes(self) -> int:
         """Dense weights that a token reads: of an embedding table that is not also the head, only a row."""
         table = 0 if self.spec.tied_embeddings else self.spec.vocab_size * self.spec.hidden_size * BYTES_PER_WEIGHT
-        return max(self.dense_bytes - table, 0)
+        return max(self.dense_bytes - self._packed(table), 0)
 
     @property
     def active_expert_bytes(self) -> int:
         """Routed experts that a token reads."""
-        return self.spec.num_layers * self.spec.top_k * self.spec.expert_bytes
+        return self.spec.num_layers * self.spec.top_k * self.expert_bytes
 
     def to_dict(self) -> dict[str, int]:
         """For ``--json``."""
@@ -131,7 +175,7 @@ class ModelSizes:
             "tensor_bytes": self.tensor_bytes,
             "dense_bytes": self.dense_bytes,
             "experts_bytes": self.experts_bytes,
-            "expert_bytes": self.spec.expert_bytes,
+            "expert_bytes": self.expert_bytes,
             "experts": self.spec.total_experts,
             "kv_bytes_per_token": self.spec.kv_bytes_per_token,
             "active_bytes_per_token": self.active_dense_bytes + self.active_expert_bytes,
@@ -276,7 +320,7 @@ def fixed_costs(sizes: ModelSizes, context: int, kernels: Kernels, lanes: int) -
         base_bytes=BASE_BYTES[kernels],
         dense_bytes=sizes.dense_bytes,
         kv_bytes=context * sizes.spec.kv_bytes_per_token,
-        workspace_bytes=workspace_bytes(sizes.spec, context),
+        workspace_bytes=workspace_bytes(sizes.spec, context, sizes.precision),
         staging_bytes=lanes * sizes.staging_bytes,
     )
 
@@ -285,7 +329,12 @@ def decode_seconds(sizes: ModelSizes, rates: MachineRates, kernels: Kernels) -> 
     """One token with every expert resident."""
     active = sizes.active_dense_bytes + sizes.active_expert_bytes
     overhead = sizes.spec.decoder_layers * LAYER_OVERHEAD_S[kernels] + TOKEN_OVERHEAD_S[kernels]
-    return active / rates.weights_bytes_per_s(kernels) + overhead
+    unpacking = 0.0
+    if kernels == "reference" and sizes.precision != BF16:
+        plain = replace(sizes, precision=BF16)
+        weights = (plain.active_dense_bytes + plain.active_expert_bytes) / BYTES_PER_WEIGHT
+        unpacking, active = weights / UNPACKED_PER_S[sizes.precision], int(weights) * BYTES_PER_WEIGHT
+    return active / rates.weights_bytes_per_s(kernels) + unpacking + overhead
 
 
 def wait_seconds(sizes: ModelSizes, rates: MachineRates, kernels: Kernels, hits: float) -> tuple[float, float]:
@@ -296,12 +345,12 @@ def wait_seconds(sizes: ModelSizes, rates: MachineRates, kernels: Kernels, hits:
     are there are computed.
     """
     spec = sizes.spec
-    shared = 3 * spec.hidden_size * spec.shared_expert_size * BYTES_PER_WEIGHT
+    shared = spec.shared_expert_size * sizes.expert_bytes / spec.expert_size
     stops = waiting = 0.0
     for missing in range(1, spec.top_k + 1):
         chance = comb(spec.top_k, missing) * (1.0 - hits) ** missing * hits ** (spec.top_k - missing)
-        reading = missing * spec.expert_bytes / rates.disk_bytes_per_s(missing)
-        there = shared + (spec.top_k - missing) * spec.expert_bytes
+        reading = missing * sizes.expert_bytes / rates.disk_bytes_per_s(missing)
+        there = shared + (spec.top_k - missing) * sizes.expert_bytes
         stops += chance * STOP_S
         waiting += chance * max(reading - there / rates.weights_bytes_per_s(kernels), 0.0)
     return spec.num_layers * stops, spec.num_layers * waiting
@@ -310,7 +359,7 @@ def wait_seconds(sizes: ModelSizes, rates: MachineRates, kernels: Kernels, hits:
 def auto_wait(sizes: ModelSizes, rates: MachineRates, kernels: Kernels) -> float:
     """Waiting of ``auto`` / waiting of ``demand``: the faster the disk beside the computing, the more is hidden."""
     layer = decode_seconds(sizes, rates, kernels) / sizes.spec.decoder_layers
-    reading = sizes.spec.expert_bytes / rates.disk_bytes_per_s(1) / layer
+    reading = sizes.expert_bytes / rates.disk_bytes_per_s(1) / layer
     for (x0, y0), (x1, y1) in pairwise(AUTO_WAIT):
         if reading <= x1:
             return y0 + (y1 - y0) * (reading - x0) / (x1 - x0)
@@ -323,17 +372,17 @@ def prefill_seconds(sizes: ModelSizes, rates: MachineRates, resident: float) -> 
     Each layer reads the union of what its tokens are routed to, taken as if experts were drawn at random, and
     computes with one expert while the next ones are read. Prompts go through torch with both kinds of kernels.
     Dense weights take as long as they take from memory, or as their products take the processor, whichever is
-    longer.
+    longer. Quantised weights are computed in bfloat16; unpacking them takes about what is saved by reading less.
     """
-    spec = sizes.spec
+    spec, plain = sizes.spec, replace(sizes, precision=BF16)
     untouched = (1.0 - spec.top_k / spec.num_experts) ** PROMPT_TOKENS
     union = spec.num_layers * spec.num_experts * (1.0 - untouched)
-    reading = (1.0 - resident) * union * spec.expert_bytes / rates.disk_bytes_per_s(rates.lanes)
+    reading = (1.0 - resident) * union * sizes.expert_bytes / rates.disk_bytes_per_s(rates.lanes)
     experts = union * (spec.expert_bytes / rates.prompt_bytes_per_s + PROMPT_EXPERT_S)
     # Two operations for each weight (of two bytes) and token; of the head, only the last token's.
     head = spec.vocab_size * spec.hidden_size * BYTES_PER_WEIGHT
-    products = PROMPT_TOKENS * max(sizes.active_dense_bytes - head, 0) / rates.flops
-    dense = max(sizes.active_dense_bytes / rates.prompt_bytes_per_s, products)
+    products = PROMPT_TOKENS * max(plain.active_dense_bytes - head, 0) / rates.flops
+    dense = max(plain.active_dense_bytes / rates.prompt_bytes_per_s, products)
     return max(reading, experts) + dense + spec.decoder_layers * PROMPT_LAYER_S
 
 

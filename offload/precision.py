@@ -17,6 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from offload.errors import UnsupportedModel
+
 Precision = Literal["bf16", "int8", "int4"]
 
 BF16: Precision = "bf16"
@@ -40,6 +42,18 @@ _MATRICES = (
     *(f"mlp.shared_expert.{name}_proj.weight" for name in ("gate", "up", "down")),
 )
 _ALIGN = 64
+
+
+def check_family(precision: Precision, model: str, model_type: str, fast_kernels: bool) -> None:
+    """See that models of a family are quantised: those that the decode kernels compute.
+
+    Raises:
+        UnsupportedModel: They are not.
+    """
+    if precision != BF16 and not fast_kernels:
+        raise UnsupportedModel(
+            f"{model} is of type {model_type}, which finemoe does not quantise", "run it in bf16"
+        )
 
 
 def matrix_bytes(precision: Precision, rows: int, columns: int) -> int:

@@ -87,7 +87,7 @@ class Sweep:
 
     def forecast(self, progress: Progress) -> None:
         """Calibrate the machine anew, and say what is to be expected of each budget."""
-        sizes = self._subject.sizes
+        sizes = self._subject.sizes.packed_as(self.recorded.engine.precision)
         self._calibration = calibrate(sizes.spec, progress)
         for one in self.configurations:
             self._forecasts.append(

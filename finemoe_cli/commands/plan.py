@@ -64,6 +64,15 @@ def plan(
         str | None,
         typer.Option("--kernels", metavar="KIND", help="Decode kernels.", autocompletion=options.complete_kernels),
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            "--precision",
+            metavar="NAME",
+            help="Weights: bf16, or int8 or int4 as finemoe pack would make them.",
+            autocompletion=options.complete_precision,
+        ),
+    ] = None,
     recalibrate: Annotated[
         bool,
         typer.Option("--recalibrate", metavar="", help="Measure disk and memory again; otherwise done once."),
@@ -83,7 +92,14 @@ def plan(
     for warning in prepare_process():
         output.warn(warning)
     resolved = resolve(
-        {"model": model, "profile": profile, "budget": budget, "context": context, "kernels": kernels}
+        {
+            "model": model,
+            "profile": profile,
+            "budget": budget,
+            "context": context,
+            "kernels": kernels,
+            "precision": precision,
+        }
     )
     subject = find_subject(resolved.settings.model, revision, output)
     measured = None if recalibrate else kept_calibration(subject.sizes.spec.expert_bytes)
@@ -102,7 +118,7 @@ def plan(
 def _show(made: Plan, output: Output) -> None:
     sizes, spec = made.subject.sizes, made.subject.sizes.spec
     where = f"on the hub at commit {made.subject.commit[:12]}" if made.subject.commit else str(spec.folder)
-    layers = f"{spec.num_layers} layers of {spec.num_experts}, {format_bytes(spec.expert_bytes)} each"
+    layers = f"{spec.num_layers} layers of {spec.num_experts}, {format_bytes(sizes.expert_bytes)} each"
     measured = made.measured
     rate = measured.kernel_bytes_per_s if made.kernels == "fast" else measured.memory_bytes_per_s
     memory = f"{format_bytes(made.memory_bytes)} of memory, weights computed at {format_bytes(rate)}/s"
@@ -114,7 +130,7 @@ def _show(made: Plan, output: Output) -> None:
         ("KV cache", f"{format_bytes(made.context * spec.kv_bytes_per_token)} for {made.context} tokens"),
         ("download", format_bytes(sizes.download_bytes) if sizes.download_bytes else "none: it is here"),
         ("machine", f"{memory}; {disk}"),
-        ("kernels", f"{made.kernels}; policy {made.policy}"),
+        ("kernels", f"{made.kernels}; weights {sizes.precision}; policy {made.policy}"),
         ("routing", f"hits are {made.subject.hits.source}"),
     ]
     output.pairs(rows)

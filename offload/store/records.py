@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from offload.errors import UnsupportedModel
 from offload.models.spec import BYTES_PER_WEIGHT, ModelSpec
-from offload.precision import BF16, Precision, can_be_quantised, dense_precision
+from offload.precision import BF16, Precision, can_be_quantised, check_family, dense_precision
 from offload.store.blocks import align_up, aligned_buffer
 from offload.store.packed_format import PackHead
 from offload.store.packed_header import DensePiece, DenseTensor, PackHeader
@@ -36,11 +36,7 @@ def dense_tensors(spec: ModelSpec, index: CheckpointIndex, precision: Precision)
     """
     if precision == BF16:
         return ()
-    if not spec.architecture.fast_kernels:
-        raise UnsupportedModel(
-            f"{spec.name} is of type {spec.architecture.model_type}, which finemoe does not quantise",
-            "run it in bf16",
-        )
+    check_family(precision, spec.name, spec.architecture.model_type, spec.architecture.fast_kernels)
     for name, rows, columns in (
         ("the gate projection of its experts", 2 * spec.expert_size, spec.hidden_size),
         ("the down projection of its experts", spec.hidden_size, spec.expert_size),
