@@ -37,7 +37,7 @@ REFERENCE_RATE = 0.38
 """Rate of the ``reference`` kernels for one token / that of reading memory: transformers' modules, in bfloat16."""
 
 UNPACKED_PER_S: dict[Precision, float] = {"int8": 0.8e9, "int4": 0.25e9}
-"""Weights a second that torch unpacks, which the ``reference`` kernels do for each token. Measured on one machine."""
+"""Weights a second that torch unpacks, which the ``reference`` kernels do for each token; on one machine."""
 
 LAYER_OVERHEAD_S: dict[Kernels, float] = {"fast": 0.08e-3, "reference": 0.4e-3}
 """For each decoder layer of a decode pass: what is no product of a matrix with a vector."""

@@ -6,10 +6,10 @@ side: the decode kernels compute sixteen rows at once. R is a multiple of 16 and
 ``int8``: a tile begins with a float32 scale a row, 64 bytes. Then come C / 2 pieces of 32 bytes, one for each
 pair of columns: row 0's two weights, row 1's two, ... A weight is its scale times an int8 within -127..127.
 
-``int4``: a tile is C / 32 groups of 288 bytes, one for each 32 columns. A group begins with a bfloat16 scale a
-row, 32 bytes. Then come 8 pieces of 32 bytes, one for each four columns: two bytes of row 0, two of row 1, ... Of
-a row's two bytes the low halves are the piece's columns 0 and 1, the high halves its columns 2 and 3. A weight is
-its scale times a number within -8..7, kept with 8 added to it.
+``int4``: a tile is C / 32 groups of 320 bytes, one for each 32 columns. A group begins with a bfloat16 scale a row
+and a bfloat16 minimum a row, 32 bytes each. Then come 8 pieces of 32 bytes, one for each four columns: two bytes of
+row 0, two of row 1, ... Of a row's two bytes the low halves are the piece's columns 0 and 1, the high halves its
+columns 2 and 3. A weight is its minimum plus its scale times a number within 0..15.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ TILE_ROWS = 16
 GROUP = 32
 """Columns that have a scale together in int4; every quantised matrix has a multiple of them."""
 
-INT4_GROUP_BYTES = TILE_ROWS * (2 + GROUP // 2)
+INT4_HEAD_BYTES = TILE_ROWS * 4
+"""Scales and minima of a group."""
+
+INT4_GROUP_BYTES = INT4_HEAD_BYTES + TILE_ROWS * GROUP // 2
 
 _MATRICES = (
     "embed_tokens.weight",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from offload.precision import GROUP, INT4_GROUP_BYTES, TILE_ROWS, Precision, matrix_bytes
+from offload.precision import GROUP, INT4_GROUP_BYTES, INT4_HEAD_BYTES, TILE_ROWS, Precision, matrix_bytes
 
 _WEIGHTS_AT_ONCE = 1 << 17  # that torch makes intermediate results of
 
@@ -72,8 +72,9 @@ def _unpack_int8(packed: torch.Tensor, out: torch.Tensor) -> None:
 def _unpack_int4(packed: torch.Tensor, out: torch.Tensor) -> None:
     groups = out.shape[1] // GROUP
     tiles = packed.view(len(out) // TILE_ROWS, groups, INT4_GROUP_BYTES)
-    scales = tiles[:, :, : 2 * TILE_ROWS].view(torch.bfloat16).transpose(1, 2).float()
-    pairs = tiles[:, :, 2 * TILE_ROWS :].view(torch.int16).view(-1, groups, GROUP // 4, TILE_ROWS)
+    heads = tiles[:, :, :INT4_HEAD_BYTES].view(torch.bfloat16).float()
+    scales, minima = (head.transpose(1, 2)[..., None] for head in heads.chunk(2, dim=2))
+    pairs = tiles[:, :, INT4_HEAD_BYTES:].view(torch.int16).view(-1, groups, GROUP // 4, TILE_ROWS)
     both = pairs.permute(0, 3, 1, 2).contiguous().view(torch.uint8).view(-1, TILE_ROWS, groups, GROUP // 4, 1, 2)
     codes = torch.cat((both & 15, both >> 4), dim=4).view(-1, TILE_ROWS, groups, GROUP).float()
-    out.view(-1, TILE_ROWS, groups, GROUP).copy_(codes.sub_(8).mul_(scales[..., None]))
+    out.view(-1, TILE_ROWS, groups, GROUP).copy_(codes.mul_(scales).add_(minima))

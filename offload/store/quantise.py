@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from offload.precision import BF16, GROUP, INT4_GROUP_BYTES, TILE_ROWS, Precision, matrix_bytes
+from offload.precision import BF16, GROUP, INT4_GROUP_BYTES, INT4_HEAD_BYTES, TILE_ROWS, Precision, matrix_bytes
 
 _ROWS_AT_ONCE = 16 * TILE_ROWS  # so that intermediate results stay small
 
@@ -35,10 +35,11 @@ def dequantise(precision: Precision, packed: NDArray[np.uint8], rows: int, colum
         codes = pairs.swapaxes(1, 2).astype(np.float32).reshape(tiles, TILE_ROWS, columns)
         return np.asarray((codes * by_row[:, :, None]).reshape(rows, columns))
     parts = packed.reshape(tiles, groups, INT4_GROUP_BYTES)
-    scales = _widened(parts[:, :, : 2 * TILE_ROWS].copy().view(np.uint16)).swapaxes(1, 2)
-    both = parts[:, :, 2 * TILE_ROWS :].reshape(tiles, groups, GROUP // 4, TILE_ROWS, 2)
+    heads = _widened(parts[:, :, :INT4_HEAD_BYTES].copy().view(np.uint16))
+    scales, minima = (head.swapaxes(1, 2)[..., None] for head in np.split(heads, 2, axis=2))
+    both = parts[:, :, INT4_HEAD_BYTES:].reshape(tiles, groups, GROUP // 4, TILE_ROWS, 2)
     halves = np.stack((both & 15, both >> 4), axis=4).transpose(0, 3, 1, 2, 4, 5)
-    weights = (halves.reshape(tiles, TILE_ROWS, groups, GROUP).astype(np.float32) - 8) * scales[..., None]
+    weights = minima + scales * halves.reshape(tiles, TILE_ROWS, groups, GROUP).astype(np.float32)
     return np.asarray(weights.reshape(rows, columns))
 
 
@@ -56,24 +57,24 @@ def _to_int8(bits: NDArray[np.uint16], out: NDArray[np.uint8]) -> None:
 
 
 def _to_int4(bits: NDArray[np.uint16], out: NDArray[np.uint8]) -> None:
-    """A scale a group, so that the largest of its weights, whatever its sign, is -8, which has no opposite."""
+    """A scale and a minimum a group, so that its weights lie from 0 to 15."""
     rows, columns = bits.shape
     tiles, groups = rows // TILE_ROWS, columns // GROUP
     # Rows last: numpy is slow along short axes.
     weights = _widened(np.ascontiguousarray(bits.T)).reshape(groups, GROUP, rows)
-    low, high = weights.min(axis=1), weights.max(axis=1)
-    scales = _nearest_bf16(np.where(-low > high, low, high) / np.float32(-8))
+    minima = _nearest_bf16(weights.min(axis=1))
+    weights -= _widened(minima)[:, None]
+    scales = _nearest_bf16(weights.max(axis=1) / np.float32(15))
     weights *= _inverse(_widened(scales))[:, None]
     np.rint(weights, out=weights)
-    np.clip(weights, -8, 7, out=weights)
-    weights += 8
+    np.clip(weights, 0, 15, out=weights)
     codes = weights.astype(np.uint8).reshape(groups, GROUP // 4, 2, 2, rows)
     both = codes[:, :, 0] | codes[:, :, 1] << 4
     lanes = out.reshape(tiles, groups, INT4_GROUP_BYTES)
-    by_tile = np.ascontiguousarray(scales.reshape(groups, tiles, TILE_ROWS).swapaxes(0, 1))
-    lanes[:, :, : 2 * TILE_ROWS] = by_tile.view(np.uint8).reshape(tiles, groups, -1)
+    heads = np.stack((scales, minima), axis=1).reshape(groups, 2, tiles, TILE_ROWS).transpose(2, 0, 1, 3)
+    lanes[:, :, :INT4_HEAD_BYTES] = np.ascontiguousarray(heads).view(np.uint8).reshape(tiles, groups, -1)
     by_row = both.reshape(groups, GROUP // 4, 2, tiles, TILE_ROWS).transpose(3, 0, 1, 4, 2)
-    lanes[:, :, 2 * TILE_ROWS :] = by_row.reshape(tiles, groups, -1)
+    lanes[:, :, INT4_HEAD_BYTES:] = by_row.reshape(tiles, groups, -1)
 
 
 def _inverse(scales: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -146,3 +146,15 @@ def test_the_machine_is_measured_once_and_again_when_asked(finemoe, checkpoint):
 def test_what_cannot_be_planned(calibrated, hub, arguments, code, said):
     refused = calibrated(*arguments)
     assert (refused.code, said in refused.error) == (code, True), refused.err
+
+
+def test_a_precision_is_planned_before_it_is_packed(calibrated, checkpoint):
+    plans = {
+        precision: calibrated("plan", str(checkpoint), "--precision", precision, "--json").json
+        for precision in ("bf16", "int4")
+    }
+    assert {plan["precision"] for plan in plans.values()} == {"bf16", "int4"}
+    for field in ("dense_bytes", "experts_bytes"):
+        assert plans["int4"]["sizes"][field] < 0.5 * plans["bf16"]["sizes"][field]
+    assert "weights int4" in calibrated("plan", str(checkpoint), "--precision", "int4").out
+    assert calibrated("plan", str(checkpoint), "--precision", "int5").code == 2

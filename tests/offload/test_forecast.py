@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from offload.errors import CorruptCheckpoint
+from offload.errors import CorruptCheckpoint, UnsupportedModel
 from offload.forecast import (
     AUTO_WAIT,
     MachineRates,
@@ -23,6 +23,7 @@ from offload.forecast import (
 from offload.hits import HitCurve, known_curve
 from offload.memory.budget import plan_slots
 from offload.models.spec import spec_from_config
+from offload.precision import expert_layout, matrix_bytes
 from offload.units import GIB
 
 BY_HAND = (Path(__file__).parents[2] / "docs" / "plan.md").read_text(encoding="utf-8")
@@ -232,3 +233,48 @@ def test_tensors_that_are_fewer_than_the_experts_are_not_of_that_configuration()
     sizes = sizes_of(QWEN15)
     with pytest.raises(CorruptCheckpoint, match=r"describes 23\.2 GiB of experts"):
         replace(sizes, tensor_bytes=sizes.experts_bytes)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_a_quantised_model_takes_what_its_pack_would(precision):
+    plain = sizes_of(QWEN15)
+    sizes = plain.packed_as(precision)
+    assert plain.packed_as("bf16") is plain
+    assert sizes.expert_bytes == expert_layout(precision, 2048, 1408).nbytes
+    assert sizes.slot_bytes % 4096 == 0
+    assert 0 <= sizes.slot_bytes - sizes.expert_bytes < 4096
+    shapes = [(2048, 2048)] * 4 + [(5632, 2048)] * 2 + [(2048, 5632)]
+    layer = sum(matrix_bytes(precision, *shape) for shape in shapes)
+    small = 2 * (3 * 2048 + 60 * 2048 + 2048 + 2 * 2048)  # biases, router, gate, norms
+    exact = 24 * (layer + small) + 2 * matrix_bytes(precision, 151_936, 2048) + 2 * 2048
+    assert sizes.dense_bytes == pytest.approx(exact, rel=0.01)
+    table = matrix_bytes(precision, 151_936, 2048)
+    assert sizes.active_dense_bytes == pytest.approx(exact - table, rel=0.01)
+
+
+def test_a_quantised_model_is_faster_in_less_memory():
+    by_precision = [sizes_of(QWEN15).packed_as(precision) for precision in ("bf16", "int8", "int4")]
+    speeds, slots = [], []
+    for sizes in by_precision:
+        made = forecast(sizes, ROOM, context=4096, kernels="fast", budget_bytes=8 * GIB)
+        speeds.append(made.tokens_per_s)
+        slots.append(made.plan.slots)
+        assert forecast(sizes, ROOM, context=4096, kernels="fast", budget_bytes=8 * GIB).plan.fixed.dense_bytes == (
+            sizes.dense_bytes
+        )
+    assert speeds == sorted(speeds)
+    assert slots == sorted(slots)
+    # Transformers' modules unpack all of it for each token.
+    assert decode_seconds(by_precision[2], ROOM, "reference") > decode_seconds(by_precision[0], ROOM, "reference")
+    # Prompts are computed alike and read less.
+    assert prefill_seconds(by_precision[1], ROOM, resident=1.0) == prefill_seconds(
+        by_precision[0], ROOM, resident=1.0
+    )
+    assert prefill_seconds(by_precision[1], ROOM, resident=0.0) < prefill_seconds(
+        by_precision[0], ROOM, resident=0.0
+    )
+
+
+def test_families_that_are_not_quantised():
+    with pytest.raises(UnsupportedModel, match="of type mixtral, which finemoe does not quantise"):
+        sizes_of(MIXTRAL).packed_as("int8")

@@ -15,7 +15,7 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
-from offload.precision import GROUP, INT4_GROUP_BYTES, TILE_ROWS
+from offload.precision import GROUP, INT4_GROUP_BYTES, INT4_HEAD_BYTES, TILE_ROWS
 from offload.runtime.kernels.matvec import INSIDE, matvec, widen, widen_row
 from offload.runtime.kernels.tiles import int4_tile, int8_tile
 from offload.runtime.kernels.unpacking import unpack_int4, unpack_int8
@@ -69,16 +69,16 @@ def _matvec_int4(weights, at, rows, x, out, levels):
 
     def int4(weights, at, rows, x, out, levels):
         columns = x.shape[0]
-        whole, eights = levels
+        whole, sums = levels
         step = _to_levels(x, np.float32(2.0**40), whole)  # a group's sum always fits
         for group in range(columns // GROUP):
             total = np.int32(0)
             for c in range(group * GROUP, (group + 1) * GROUP):
                 total += np.int32(whole[c])
-            eights[group] = -8 * total
+            sums[group] = total
         tile = INT4_GROUP_BYTES * (columns // GROUP)
         for number in range(rows // TILE_ROWS):
-            int4_tile(weights, at + number * tile, columns, whole, eights, step, out, number * TILE_ROWS)
+            int4_tile(weights, at + number * tile, columns, whole, sums, step, out, number * TILE_ROWS)
 
     return int4
 
@@ -90,6 +90,13 @@ def _float_at(weights, at):
     for byte in range(4):
         bits = np.uint32(bits | np.uint32(np.uint32(np.uint8(weights[at + byte])) << np.uint32(8 * byte)))
     return np.uint32(bits).view(np.float32)
+
+
+@njit(inline="always")
+def _bf16_at(weights, at):
+    """The bfloat16 whose two bytes begin at weights[at], as float32."""
+    low, high = np.uint32(weights[at]), np.uint32(weights[at + 1])
+    return widen(np.uint32(low | np.uint32(high << np.uint32(8))))
 
 
 @overload(widen_row, jit_options=INSIDE)
@@ -111,7 +118,7 @@ def _widen_row_int8(weights, at, row, out):
     return int8
 
 
-@overload(widen_row, jit_options=INSIDE)
+@overload(widen_row, jit_options={"error_model": "numpy"})  # as everybody else rounds: no fused operations
 def _widen_row_int4(weights, at, row, out):
     if weights.dtype is not types.uint8:
         return None
@@ -122,15 +129,15 @@ def _widen_row_int4(weights, at, row, out):
         tile = at + row // TILE_ROWS * (INT4_GROUP_BYTES * groups)
         for group in range(groups):
             start = tile + group * INT4_GROUP_BYTES
-            low, high = np.uint32(weights[start + 2 * lane]), np.uint32(weights[start + 2 * lane + 1])
-            scale = widen(np.uint32(low | np.uint32(high << np.uint32(8))))
+            scale = _bf16_at(weights, start + 2 * lane)
+            minimum = _bf16_at(weights, start + 2 * (TILE_ROWS + lane))
             for part in range(_HALF):
-                place = start + 2 * TILE_ROWS * (1 + part) + 2 * lane
+                place = start + INT4_HEAD_BYTES + 2 * TILE_ROWS * part + 2 * lane
                 column = group * GROUP + 4 * part
                 for side in range(2):
                     both = np.int32(weights[place + side])
-                    out[column + side] = scale * np.float32((both & 15) - 8)
-                    out[column + 2 + side] = scale * np.float32((both >> 4) - 8)
+                    out[column + side] = minimum + scale * np.float32(both & 15)
+                    out[column + 2 + side] = minimum + scale * np.float32(both >> 4)
 
     return int4
 

@@ -17,7 +17,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from offload.precision import GROUP, INT4_GROUP_BYTES
+from offload.precision import GROUP, INT4_GROUP_BYTES, INT4_HEAD_BYTES
 from offload.runtime.kernels.vectors import (
     F32,
     I8,
@@ -78,45 +78,52 @@ def int4_tile(
     at: Any,
     columns: Any,
     levels: Any,
-    eights: Any,
+    sums: Any,
     step: Any,
     out: Any,
     row: Any,
 ) -> Any:
-    """out[row + r] = step * sum_g scale[g, r] * sum_c (w[r, c] - 8) * levels[c], of the int4 tile at weights[at].
+    """out[row + r] = step * sum_g (scale[g, r] * sum_c w[r, c] * levels[c] + minimum[g, r] * sums[g]).
 
-    columns: a multiple of 32. eights[g]: the group's sum of levels, times -8.
+    Of the int4 tile at weights[at]. columns: a multiple of 32. sums[g]: the sum of the group's levels.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
         _, at, columns, _, _, step, _, row = arguments
         tile = builder.gep(data(context, builder, signature, arguments, 0), [at])
         levels = data(context, builder, signature, arguments, 3)
-        eights = data(context, builder, signature, arguments, 4)
+        sums = data(context, builder, signature, arguments, 4)
         out = data(context, builder, signature, arguments, 6)
         low, high = constant(I16, 0x0F, STEP), constant(I16, 0xF0, STEP)
         with Loop(builder, builder.sdiv(columns, I64(GROUP)), 1, [constant(F32, 0.0)]) as loop:
             group = builder.gep(tile, [builder.mul(loop.index, I64(INT4_GROUP_BYTES))])
             column = builder.mul(loop.index, I64(GROUP))
             # The high halves are summed as they stand, sixteen times too large, and all shifted together.
-            lows, highs = splat(builder, builder.load(builder.gep(eights, [loop.index]))), constant(I32, 0)
+            lows = highs = constant(I32, 0)
             for part in range(GROUP // 4):
-                place = builder.gep(group, [I64(2 * LANES + part * STEP)])
+                place = builder.gep(group, [I64(INT4_HEAD_BYTES + part * STEP)])
                 both = builder.zext(load(builder, place, vector(I8, STEP)), vector(I16, STEP))
                 first = builder.add(column, I64(4 * part))
                 second = builder.add(column, I64(4 * part + 2))
                 lows = _add_pairs(builder, lows, builder.and_(both, low), _pair(builder, levels, first))
                 highs = _add_pairs(builder, highs, builder.and_(both, high), _pair(builder, levels, second))
             total = builder.sitofp(builder.add(lows, builder.ashr(highs, constant(I32, 4))), vector(F32))
-            bits = builder.zext(load(builder, group, vector(I16)), vector(I32))
-            scales = builder.bitcast(builder.shl(bits, constant(I32, 16)), vector(F32))
-            scaled = builder.fmul(total, scales, flags=("fast",))
-            loop.sums[0] = builder.fadd(loop.sums[0], scaled, flags=("fast",))
+            levels_sum = builder.sitofp(builder.load(builder.gep(sums, [loop.index])), F32)
+            minima = _widened(builder, builder.gep(group, [I64(2 * LANES)]))
+            for factor, term in ((_widened(builder, group), total), (minima, splat(builder, levels_sum))):
+                scaled = builder.fmul(factor, term, flags=("fast",))
+                loop.sums[0] = builder.fadd(loop.sums[0], scaled, flags=("fast",))
         product = builder.fmul(loop.sums[0], splat(builder, step))
         store(builder, builder.gep(out, [row]), product, align=4)
         return context.get_dummy_value()
 
-    return types.void(weights, types.int64, types.int64, levels, eights, types.float32, out, types.int64), generate
+    return types.void(weights, types.int64, types.int64, levels, sums, types.float32, out, types.int64), generate
+
+
+def _widened(builder: Any, place: Any) -> Any:
+    """Sixteen bfloat16 numbers as float32."""
+    bits = builder.zext(load(builder, place, vector(I16)), vector(I32))
+    return builder.bitcast(builder.shl(bits, constant(I32, 16)), vector(F32))
 
 
 def _pair(builder: Any, levels: Any, column: Any) -> Any:

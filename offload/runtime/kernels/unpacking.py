@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from offload.precision import GROUP
+from offload.precision import GROUP, INT4_HEAD_BYTES
 from offload.runtime.kernels.vectors import (
     F32,
     I8,
@@ -60,7 +60,8 @@ def unpack_int4(typing_context: Any, weights: Any, at: Any, out: Any, to: Any, c
         group = builder.gep(data(context, builder, signature, arguments, 0), [at])
         out = builder.gep(data(context, builder, signature, arguments, 2), [to])
         parts = [
-            load(builder, builder.gep(group, [I64(2 * LANES + STEP * i)]), vector(I16)) for i in range(GROUP // 4)
+            load(builder, builder.gep(group, [I64(INT4_HEAD_BYTES + STEP * i)]), vector(I16))
+            for i in range(GROUP // 4)
         ]
         half = GROUP // 2
         # Two bytes of low halves, the same two of high halves, the next two of low halves, ...
@@ -74,10 +75,8 @@ def unpack_int4(typing_context: Any, weights: Any, at: Any, out: Any, to: Any, c
                 high = builder.lshr(both, constant(I8, 4, half))
                 codes = builder.zext(shuffle(builder, low, high, order), vector(I32, GROUP))
                 row = 2 * number + side
-                bits = builder.zext(load(builder, builder.gep(group, [I64(2 * row)]), I16, align=2), I32)
-                scale = builder.bitcast(builder.shl(bits, I32(16)), F32)
-                numbers = builder.sub(codes, constant(I32, 8, GROUP))
-                _store_row(builder, out, row, columns, numbers, scale)
+                scale, minimum = (_number(builder, group, 2 * (first + row)) for first in (0, LANES))
+                _store_row(builder, out, row, columns, codes, scale, minimum)
         return context.get_dummy_value()
 
     return types.void(weights, types.int64, out, types.int64, types.int64), generate
@@ -102,9 +101,19 @@ def _transposed(builder: Any, rows: Sequence[Any]) -> list[Any]:
     return rows
 
 
-def _store_row(builder: Any, out: Any, row: int, columns: Any, numbers: Any, scale: Any) -> None:
-    """out[row * columns + c] = scale * numbers[c], rounded to bfloat16, ties to even."""
+def _number(builder: Any, group: Any, place: int) -> Any:
+    """The bfloat16 at some byte of a group, as float32."""
+    bits = builder.zext(load(builder, builder.gep(group, [I64(place)]), I16, align=2), I32)
+    return builder.bitcast(builder.shl(bits, I32(16)), F32)
+
+
+def _store_row(
+    builder: Any, out: Any, row: int, columns: Any, numbers: Any, scale: Any, minimum: Any = None
+) -> None:
+    """out[row * columns + c] = minimum + scale * numbers[c], rounded to bfloat16, ties to even."""
     values = builder.fmul(builder.sitofp(numbers, vector(F32, GROUP)), splat(builder, scale, GROUP))
+    if minimum is not None:
+        values = builder.fadd(splat(builder, minimum, GROUP), values)
     bits = builder.bitcast(values, vector(I32, GROUP))
     sixteen = constant(I32, 16, GROUP)
     odd = builder.and_(builder.lshr(bits, sixteen), constant(I32, 1, GROUP))

@@ -11,6 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from offload.models.spec import read_spec
+from offload.precision import QUANTISED, Precision
+from offload.store.open_store import pack_in
+from offload.store.packed_writer import write_pack
+from offload.store.safetensors_index import CheckpointIndex
 from offload.units import MIB
 
 TOLERANCE = 1.03
@@ -21,8 +26,16 @@ import json, sys
 from pathlib import Path
 from offload import Engine, EngineConfig, Sampling
 
-folder, budget, prompt_tokens, context, kernels = sys.argv[1:]
-config = EngineConfig(model=Path(folder), budget_bytes=int(budget), context=int(context), kernels=kernels)
+folder, budget, prompt_tokens, context, kernels, *quantised = sys.argv[1:]
+precision, packs = quantised or ("bf16", "")
+config = EngineConfig(
+    model=Path(folder),
+    budget_bytes=int(budget),
+    context=int(context),
+    kernels=kernels,
+    precision=precision,
+    packs_folder=Path(packs) if packs else None,
+)
 with Engine(config) as engine:
     # Token ids spread over the vocabulary: nearly every expert of every layer has to come in.
     prompt = [(i * 37) % 40000 + 20 for i in range(int(prompt_tokens))]
@@ -80,3 +93,22 @@ def test_peak_resident_memory_keeps_to_the_budget(
     assert peak <= TOLERANCE * budget_mib * MIB
     # What the engine says of itself is what others see.
     assert memory["peak_bytes"] == pytest.approx(peak, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the kernel's figures from /proc")
+@pytest.mark.parametrize("precision", QUANTISED)
+def test_a_quantised_model_keeps_to_a_smaller_budget(
+    demo_model: Path, tmp_path: Path, precision: Precision
+) -> None:
+    spec, index = read_spec(demo_model), CheckpointIndex.open(demo_model)
+    path = pack_in(tmp_path, spec, index, precision)
+    write_pack(spec, index, path, precision)
+    for budget_mib, prompt_tokens, kernels in ((780, 1500, "fast"), (740, 40, "fast"), (780, 600, "reference")):
+        command = [sys.executable, "-c", LONG_ANSWER, str(demo_model), str(budget_mib * MIB)]
+        command += [str(prompt_tokens), "2048", kernels, precision, str(tmp_path)]
+        peak, out = peak_of(command, dict(os.environ))
+        assert json.loads(out)["precision"] == precision
+        assert peak <= TOLERANCE * budget_mib * MIB
+    path.unlink()
