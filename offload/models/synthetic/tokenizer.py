@@ -5,10 +5,10 @@ A text is read byte by byte; the model, whose tokens mean nothing, writes words 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from offload.models.tokenizer_files import BYTE_LEVEL, write_tokenizer_files
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
@@ -68,31 +68,7 @@ def write_tokenizer(vocabulary: Vocabulary, max_context: int, folder: Path) -> N
         OSError: They could not be written.
     """
     tokens = [*byte_letters(), *(f"\u0120{word(n)}" for n in range(vocabulary.first_word, vocabulary.end_of_words))]
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    tokenizer: dict[str, Any] = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [_added(n, text) for n, text in zip(vocabulary.special, SPECIAL, strict=True)],
-        "normalizer": None,
-        "pre_tokenizer": byte_level,
-        "post_processor": None,
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": {token: number for number, token in enumerate(tokens)},
-            "merges": [],
-        },
-    }
     config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": None,
         "eos_token": SPECIAL[2],
         "pad_token": SPECIAL[0],
@@ -102,17 +78,11 @@ def write_tokenizer(vocabulary: Vocabulary, max_context: int, folder: Path) -> N
         "model_max_length": max_context,
         "chat_template": CHAT_TEMPLATE,
     }
-    for name, content in (("tokenizer.json", tokenizer), ("tokenizer_config.json", config)):
-        (folder / name).write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _added(number: int, content: str) -> dict[str, Any]:
-    return {
-        "id": number,
-        "content": content,
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-        "special": True,
-    }
+    write_tokenizer_files(
+        folder,
+        tokens=tokens,
+        merges=[],
+        special=dict(zip(vocabulary.special, SPECIAL, strict=True)),
+        pre_tokenizer=BYTE_LEVEL,
+        config=config,
+    )
