@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 
+from finemoe_cli.lists import words
 from offload.config import POLICIES
 from offload.errors import ConfigError
 
@@ -22,7 +23,7 @@ def simulated_policies() -> list[str]:
 def read_policies(text: str | None) -> list[str]:
     """Names of policies; all of them for None."""
     known = simulated_policies()
-    names = known if text is None else _words(text, "--policy")
+    names = known if text is None else words(text, "--policy")
     for name in names:
         if name not in known:
             raise ConfigError(f"unknown policy '{name}'", f"choose of {', '.join(known)}")
@@ -32,7 +33,7 @@ def read_policies(text: str | None) -> list[str]:
 def read_budgets(text: str) -> list[float | int]:
     """Shares of the experts, as fractions, and numbers of slots."""
     found: list[float | int] = []
-    for word in _words(text, "--budget"):
+    for word in words(text, "--budget"):
         share = _SHARE.fullmatch(word)
         value = float(share.group(1)) / 100 if share else int(word) if word.isascii() and word.isdigit() else 0
         if value <= 0 or (share and value > 1):
@@ -44,7 +45,7 @@ def read_budgets(text: str) -> list[float | int]:
 def read_links(text: str) -> list[float]:
     """Ratios."""
     found = []
-    for word in _words(text, "--link"):
+    for word in words(text, "--link"):
         try:
             ratio = float(word)
         except ValueError:
@@ -81,10 +82,3 @@ def read_options(words: Sequence[str], names: Sequence[str]) -> dict[str, dict[s
             raise ConfigError(f"option '{word}' is of a policy that is not simulated", f"of {', '.join(names)}")
         found.setdefault(match.group(1), {})[match.group(2)] = value
     return found
-
-
-def _words(text: str, name: str) -> list[str]:
-    words = [word.strip() for word in text.split(",")]
-    if not all(words):
-        raise ConfigError(f"{name} '{text}' has an empty place", "put one comma between two values")
-    return words

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from finemoe_cli.datasets.sample import load_sample
+from finemoe_cli.lists import words_or_default
 from offload.config import EngineConfig
 from offload.errors import ConfigError
-from profiles.settings import SETTINGS, resolve
-
-PRECISION = "bf16"
-"""Of a model that is run as it is."""
+from profiles.settings import resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +85,14 @@ def configurations(asked: Mapping[str, Any], folder: Path, workload: Workload) -
     if asked["profile"] is not None and asked["budget"] is not None:
         raise ConfigError("both --profile and --budget are given", "give one of the two")
     key = "budget" if asked["budget"] is not None else "profile"
-    places = _words(asked[key], f"--{key}")
-    policies = _words(asked["policy"], "--policy")
-    precisions = _words(asked["precision"], "--precision")
+    places = words_or_default(asked[key], f"--{key}")
+    policies = words_or_default(asked["policy"], "--policy")
+    precisions = words_or_default(asked["precision"], "--precision")
     varied = ("policy", "budget", "profile", "precision")
     common = {name: value for name, value in asked.items() if name not in varied}
     found = []
     for precision, place, policy in product(precisions, places, policies):
-        resolved = resolve(common | {key: place, "policy": policy, **_of_precision(precision)})
+        resolved = resolve(common | {key: place, "policy": policy, "precision": precision})
         settings = resolved.settings
         label = place
         if label is None:
@@ -107,7 +105,7 @@ def configurations(asked: Mapping[str, Any], folder: Path, workload: Workload) -
                 f"the tests take {needed} positions, and the context is {engine.context}",
                 "raise --context, or measure fewer tokens",
             )
-        found.append(Configuration(settings.policy, label, str(getattr(settings, "precision", PRECISION)), engine))
+        found.append(Configuration(settings.policy, label, settings.precision, engine))
     names = [one.name for one in found]
     if len(set(names)) < len(names):
         raise ConfigError("a configuration is measured twice", "name each policy, budget and precision once")
@@ -130,22 +128,3 @@ def long_text(least: int) -> str:
     turns = [turn for one in load_sample() for turn in one.turns]
     text = "\n\n".join(turns)
     return text * (least // len(text) + 1)
-
-
-def _of_precision(precision: str | None) -> dict[str, object]:
-    if precision is None:
-        return {}
-    if "precision" in SETTINGS:
-        return {"precision": precision}
-    if precision != PRECISION:
-        raise ConfigError(f"there is no precision '{precision}'", f"choose {PRECISION}")
-    return {}
-
-
-def _words(text: str | None, option: str) -> list[str | None]:
-    if text is None:
-        return [None]
-    words: list[str | None] = [word.strip() for word in text.split(",")]
-    if not all(words):
-        raise ConfigError(f"{option} '{text}' has an empty place", "put one comma between two values")
-    return words

@@ -11,9 +11,10 @@ import typer
 
 from finemoe_cli import options
 from finemoe_cli.bench.command_group import MeasuringGroup
+from finemoe_cli.figures import FORMATS
+from finemoe_cli.lists import chosen
 from finemoe_cli.models import ensure_model
 from finemoe_cli.output import Output
-from offload.errors import ConfigError
 from offload.models.synthetic.recipe import DEFAULT_PERSISTENCE, DEFAULT_SKEW, SHAPES, recipe
 from offload.units import format_bytes
 from profiles.environment import prepare_process
@@ -197,7 +198,7 @@ def sweep(
     from finemoe_cli.bench.sweeping import Sweep, write_files
 
     output = Output(as_json=as_json, quiet=quiet)
-    kinds = _figure_kinds(figures)
+    kinds = chosen(figures, FORMATS, "figure")
     folder = _model(model, output)
     asked = {
         "model": model,
@@ -308,16 +309,6 @@ def _measured(one: Configuration, workload: Workload, output: Output, *, routing
     output.note(f"measuring {one.name}")
     with output.progress(transient=True, lines=False) as progress:
         return measure(one, workload, progress or _silent, routing=routing)
-
-
-def _figure_kinds(text: str) -> list[str]:
-    """The kinds of figures that are asked for."""
-    known = ("svg", "png", "pdf")
-    kinds = [kind.strip() for kind in text.split(",")]
-    unknown = [kind for kind in kinds if kind not in known]
-    if unknown:
-        raise ConfigError(f"there are no figures of kind '{unknown[0]}'", f"choose from {', '.join(known)}")
-    return kinds
 
 
 def _silent(stage: str, done: int, total: int) -> None:

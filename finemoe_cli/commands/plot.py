@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +9,7 @@ import typer
 
 from finemoe_cli import options
 from finemoe_cli.figures import FIGURES, FORMATS
+from finemoe_cli.lists import chosen
 from finemoe_cli.output import Output
 from offload.errors import ConfigError, FinemoeError
 
@@ -83,8 +82,8 @@ def plot(
     A figure that these runs and traces have nothing for is left out, with the reason.
     """
     output = Output(as_json=as_json, quiet=quiet)
-    names = _chosen(figure, FIGURES, "figure") if figure is not None else list(FIGURES)
-    kinds = _chosen(formats, FORMATS, "format")
+    names = chosen(figure, FIGURES, "figure") if figure is not None else list(FIGURES)
+    kinds = chosen(formats, FORMATS, "format")
     folder = out or (sources[0] / "figures" if len(sources) == 1 and sources[0].is_dir() else Path("figures"))
     with output.waiting("starting"):
         from finemoe_cli.figures.gallery import draw_all, files_of, write_drawing
@@ -121,23 +120,6 @@ def plot(
         return
     output.table(["figure", "files"], [[one.name, " ".join(path.name for path in files)] for one, files in written])
     output.note(f"written to {folder}")
-
-
-def _chosen(text: str, known: Sequence[str], what: str) -> list[str]:
-    """The names in a list with commas, each once.
-
-    Raises:
-        ConfigError: There is another one, or none.
-    """
-    names = list(dict.fromkeys(name for one in text.split(",") if (name := one.strip())))
-    for name in names:
-        if name not in known:
-            near = get_close_matches(name, known, 1)
-            hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}"
-            raise ConfigError(f"there is no {what} '{name}'", hint)
-    if not names:
-        raise ConfigError(f"--{what} names nothing", f"there are {', '.join(known)}")
-    return names
 
 
 def _nobody(stage: str, done: int, total: int) -> None:

@@ -13,6 +13,7 @@ from finemoe_cli.datasets.conversation import Conversation
 from finemoe_cli.evaluation.draws import Draw, draw_all
 from finemoe_cli.evaluation.perplexity import Text, read_text
 from finemoe_cli.evaluation.prompts import Prompts
+from finemoe_cli.lists import words_or_default
 from offload.config import EngineConfig, Sampling
 from offload.errors import ConfigError
 from offload.models.spec import read_spec
@@ -177,9 +178,9 @@ class _Chosen(NamedTuple):
 def _chosen(asked: Mapping[str, Any]) -> list[_Chosen]:
     if asked["profile"] is not None and asked["budget"] is not None:
         raise ConfigError("both --profile and --budget are given", "give one of the two")
-    policies = _words(asked["policy"], "--policy")
+    policies = words_or_default(asked["policy"], "--policy")
     key = "budget" if asked["budget"] is not None else "profile"
-    places = _words(asked[key], f"--{key}")
+    places = words_or_default(asked[key], f"--{key}")
     common = (
         "model",
         "max_new_tokens",
@@ -222,15 +223,6 @@ def _combination(one: _Chosen, draw: Draw, folder: Path, *, several: bool) -> Co
         sampling=replace(resolved.sampling(), seed=draw.seed),
         engine=resolved.engine_config(folder),
     )
-
-
-def _words(text: str | None, option: str) -> list[str | None]:
-    if text is None:
-        return [None]
-    words: list[str | None] = [word.strip() for word in text.split(",")]
-    if not all(words):
-        raise ConfigError(f"{option} '{text}' has an empty place", "put one comma between two values")
-    return words
 
 
 def _said(combination: Combination) -> dict[str, Any]:

@@ -146,7 +146,7 @@ def test_a_sweep_writes_its_files_and_teaches_the_plan(calibrated_fast, tiny, tm
     [
         (["--policy", "demand,auto"], "one policy and one precision"),
         (["-n", "0"], "a sweep generates tokens"),
-        (["--figure", "gif"], "no figures of kind 'gif'"),
+        (["--figure", "gif"], "there is no figure 'gif'"),
         (["--budgets", "25%,x"], "x"),
     ],
 )
