@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from offload.config import POLICIES
 from offload.policy import Decision, Policy, Surroundings, make_policy
 from offload.policy.knowledge import Knowledge
-from offload.policy.probes import fit_probes
+from offload.policy.probe_fitting import fit_probes
 from offload.telemetry.counters import Phase
 from offload.telemetry.routing import ForwardPass, Routing
 from offload.trace.records import TraceModel, TraceRequest

@@ -20,7 +20,7 @@ from offload.policy.knowledge import PROBES_FILE, Knowledge, Shape, knowledge_fo
 from offload.policy.maps import MapStore, StoreModel, maps_file
 from offload.policy.maps import iteration as map_iterations
 from offload.policy.maps import store as map_store
-from offload.policy.probes import TooLittle, fit_probes
+from offload.policy.probe_fitting import TooLittle, fit_probes
 from offload.policy.registry import make_policy
 from offload.telemetry.routing import ForwardPass, Routing
 from offload.trace.file import Trace

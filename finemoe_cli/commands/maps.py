@@ -89,7 +89,7 @@ def build(
     """
     from offload.policy.maps.iteration import iterations
     from offload.policy.maps.shelf import StoreModel
-    from offload.policy.probes import TooLittle
+    from offload.policy.probe_fitting import TooLittle
     from offload.trace.file import Trace
 
     output = Output(as_json=as_json, quiet=quiet)
@@ -130,7 +130,7 @@ def build(
 def _fit(model: TraceModel, paths: list[Path], output: Output) -> dict[str, Any]:
     """Fit predictors from the traces at `paths`, all of `model`, and keep them."""
     from offload.policy.knowledge import PROBES_FILE, Shape, knowledge_folder, save_probes
-    from offload.policy.probes import fit_probes
+    from offload.policy.probe_fitting import fit_probes
     from offload.trace.file import Trace
 
     requests = []

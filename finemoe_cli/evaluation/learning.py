@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from offload.policy.knowledge import PROBES_FILE, Shape, knowledge_folder, save_probes
-from offload.policy.probes import TooLittle, fit_probes
+from offload.policy.probe_fitting import TooLittle, fit_probes
 from offload.trace.recorder import Recorder, trace_model
 from offload.trace.records import TraceRequest
 

@@ -2,8 +2,8 @@
 
 What it knows of an expert comes from up to four sources: its past; the start predictor, from the token that goes
 in; the probes, from each layer's residual; and the routers of the next two layers, applied to it. A logistic blend
-makes one probability of them: that the expert is used when its layer comes next. `offload.policy.probes` fits all
-of it from traces; without traces the past and the routers remain, with the weights below.
+makes one probability of them: that the expert is used when its layer comes next. `probe_fitting` fits all of it
+from traces; without traces the past and the routers remain, with the weights below.
 
 - **What a slot is worth**: gamma ** (layers until the next use), expected over that probability and the past. The
   expert worth least leaves. This needs no bytes, and it is where most is won.

@@ -25,7 +25,7 @@ _states = types.Array(uint8, 1, "C", readonly=True)
 _experts = types.Array(int64, 1, "A", readonly=True)
 
 CLIP = np.float32(2.5)
-"""Margins are clipped to this on both sides, as in `offload.policy.probes`."""
+"""Margins are clipped to this on both sides, as in `offload.policy.probe_fitting`."""
 _NONE = np.float32(3e38)
 
 

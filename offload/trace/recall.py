@@ -18,7 +18,8 @@ from offload.policy.lookahead import likeliest
 from offload.policy.maps import MapStore, StoreModel
 from offload.policy.maps.iteration import iterations
 from offload.policy.maps.predictors import ByHitCounts, ByMaps, BySpeculation, Predictor
-from offload.policy.probes import Probes, TooLittle, fit_probes
+from offload.policy.probe_fitting import TooLittle, fit_probes
+from offload.policy.probes import Probes
 from offload.telemetry.counters import Phase
 from offload.telemetry.routing import ForwardPass, Routing
 from offload.trace.file import Trace

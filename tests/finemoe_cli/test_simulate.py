@@ -25,7 +25,7 @@ from finemoe_cli.simulation_report import METRICS
 from finemoe_cli.simulation_timing import calibrated
 from offload.errors import ConfigError, TraceError
 from offload.policy.knowledge import Knowledge, policy_bytes_of
-from offload.policy.probes import TooLittle
+from offload.policy.probe_fitting import TooLittle
 from offload.telemetry.routing import Read
 from offload.trace.file import Trace, TraceEntry, TraceHeader
 from offload.trace.records import TracePass, TraceRequest

@@ -17,7 +17,8 @@ from offload.policy import Decision, Policy, RouterWeights, Surroundings, make_p
 from offload.policy.auto import FEW, QUIET_TOKENS, Auto
 from offload.policy.knowledge import Knowledge
 from offload.policy.past import Past
-from offload.policy.probes import Probes, fit_probes
+from offload.policy.probe_fitting import fit_probes
+from offload.policy.probes import Probes
 from offload.telemetry.counters import Phase
 from offload.trace.records import TraceModel, TracePass, TraceRequest
 from offload.trace.simulator import Outcome, Simulation, Timing

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from offload.policy import auto_kernels as kernels
-from offload.policy import probes
+from offload.policy import probe_fitting, probes
 from offload.policy.lookahead import widen
 from offload.policy.probes import BEGINNING, PAST_ALONE, group_of
 from tests.support.routing import narrow
@@ -31,7 +31,7 @@ def int8(random: np.random.Generator, *shape: int) -> NDArray[np.int8]:
 def test_normalise(seed: int, size: int) -> None:
     x, out = floats(np.random.default_rng(seed), size), np.zeros(size, np.float32)
     kernels.normalise(x, out)
-    assert np.allclose(out, probes._unit(x), rtol=1e-5)
+    assert np.allclose(out, probes.unit(x), rtol=1e-5)
 
 
 @few
@@ -71,7 +71,7 @@ def test_gate_margins(seed: int, experts: int, top_k: int, hidden: int) -> None:
     logits = widen(gate).astype(np.float64) @ (x * widen(norm))
     ranked = np.sort(logits)[::-1]
     threshold = (ranked[top_k - 1] + ranked[min(top_k, experts - 1)]) / 2
-    expected = np.clip((logits - threshold) / (logits.std() + 1e-6), -probes.CLIP, probes.CLIP)
+    expected = np.clip((logits - threshold) / (logits.std() + 1e-6), -probe_fitting.CLIP, probe_fitting.CLIP)
     assert np.allclose(margins, expected, atol=2e-3)
 
 
@@ -91,8 +91,8 @@ def test_what_is_learnt_of_a_gate_is_what_runs() -> None:
 
     model = synthetic_model(layers=4, experts=10, top_k=3, hidden=24)
     assert model.routers is not None
-    inputs = probes._unit(floats(np.random.default_rng(0), 5, 4, 24))
-    learnt = probes._gates(model, inputs)
+    inputs = probes.unit(floats(np.random.default_rng(0), 5, 4, 24))
+    learnt = probe_fitting._gates(model, inputs)
     for ahead in (1, 2):
         for m in range(ahead, 4):
             for token in range(5):
@@ -101,7 +101,7 @@ def test_what_is_learnt_of_a_gate_is_what_runs() -> None:
                 kernels.gate_margins(model.routers.gate[m], model.routers.norm[m], x, scratch, 3, out)
                 assert np.allclose(out, learnt[ahead - 1, token, m], atol=1e-3)
     assert not learnt[0, :, 0].any() and not learnt[1, :, :2].any()
-    assert np.float32(probes.CLIP) == kernels.CLIP
+    assert np.float32(probe_fitting.CLIP) == kernels.CLIP
 
 
 @few

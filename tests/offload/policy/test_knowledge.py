@@ -27,7 +27,8 @@ from offload.policy.knowledge import (
     save_probes,
 )
 from offload.policy.learnt_file import write
-from offload.policy.probes import Probes, fit_probes
+from offload.policy.probe_fitting import fit_probes
+from offload.policy.probes import Probes
 from tests.support.policies import Table
 from tests.support.routing import synthetic_model, synthetic_requests
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from offload.policy import probes
+from offload.policy import probe_fitting
 from offload.policy.auto import Auto
 from offload.policy.knowledge import Knowledge
 from offload.policy.lookahead import softmax
-from offload.policy.probes import BEGINNING, GROUPS, PAST_ALONE, Probes, TooLittle, fit_probes, group_of
+from offload.policy.probe_fitting import TooLittle, fit_probes
+from offload.policy.probes import BEGINNING, GROUPS, PAST_ALONE, Probes, group_of
 from offload.telemetry.counters import Phase
 from offload.telemetry.routing import ForwardPass, Routing
 from offload.trace.records import TraceModel, TracePass, TraceRequest
@@ -107,7 +108,7 @@ def test_chance_is_not_found() -> None:
 def test_shapes_types_and_bytes(fitted: Probes) -> None:
     assert fitted.shape == (LAYERS, EXPERTS, HIDDEN)
     rank, start_rank = fitted.down.shape[1], fitted.start_down.shape[0]
-    assert rank <= probes.RANK and start_rank <= probes.START_RANK
+    assert rank <= probe_fitting.RANK and start_rank <= probe_fitting.START_RANK
     expected = {
         "down": (np.int8, (LAYERS, rank, HIDDEN)),
         "down_scale": (np.float32, (LAYERS, rank)),
@@ -142,7 +143,7 @@ def test_fitting_is_repeatable(fitted: Probes) -> None:
 def test_int8_is_off_by_half_a_step_at_most() -> None:
     matrix = np.random.default_rng(0).normal(size=(7, 50)).astype(np.float32)
     matrix[3] = 0
-    bits, scale = probes._rows_int8(matrix)
+    bits, scale = probe_fitting._rows_int8(matrix)
     assert bits.dtype == np.int8
     assert (np.abs(bits * scale[:, None] - matrix) <= 0.501 * scale[:, None]).all()
     assert np.allclose(scale[np.arange(7) != 3], np.abs(matrix).max(axis=1)[np.arange(7) != 3] / 127)
@@ -225,9 +226,9 @@ def test_groups_without_data_fall_back_to_the_past(fitted: Probes) -> None:
 
 def test_what_is_held_back() -> None:
     many = np.repeat(np.arange(20, 30), 4)
-    assert np.unique(many[probes._held_back(many)]).tolist() == [24, 29]
+    assert np.unique(many[probe_fitting._held_back(many)]).tolist() == [24, 29]
     one = np.zeros(10, np.int64)
-    assert np.flatnonzero(probes._held_back(one)).tolist() == [8, 9]
+    assert np.flatnonzero(probe_fitting._held_back(one)).tolist() == [8, 9]
 
 
 def test_a_logistic_regression_finds_its_weights() -> None:
@@ -235,4 +236,4 @@ def test_a_logistic_regression_finds_its_weights() -> None:
     terms = np.column_stack([np.ones(20_000), random.normal(size=(20_000, 2)), np.zeros(20_000)])
     truth = np.array([-1.0, 2.0, 0.5, 0.0])
     target = random.random(20_000) < 1 / (1 + np.exp(-(terms @ truth)))
-    assert np.allclose(probes.logistic(terms.astype(np.float32), target), truth, atol=0.08)
+    assert np.allclose(probe_fitting.logistic(terms.astype(np.float32), target), truth, atol=0.08)

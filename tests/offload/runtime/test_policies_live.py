@@ -12,7 +12,7 @@ from offload import Engine, EngineConfig
 from offload.config import POLICIES
 from offload.errors import BudgetTooSmall, ConfigError
 from offload.policy.knowledge import AUTO_TABLES, PAST_FILE, PROBES_FILE, Shape, save_probes
-from offload.policy.probes import fit_probes
+from offload.policy.probe_fitting import fit_probes
 from offload.trace.recorder import Recorder, trace_model
 from tests.support.checkpoints import tiny_checkpoint
 from tests.support.engines import assert_same, greedy
