@@ -17,7 +17,6 @@ import torch
 
 from offload.config import EngineConfig, Sampling
 from offload.errors import ConfigError, ContextOverflow, EngineBroken, ModelError
-from offload.memory.budget import PREFILL_CHUNK
 from offload.policy import Surroundings
 from offload.runtime.generation import TokenSink, generate, generation_config
 from offload.runtime.loaded import LoadedModel
@@ -136,11 +135,6 @@ class Engine:
             ContextOverflow: There are more than go through the model in one piece, or fewer than two.
             ExpertReadError: An expert could not be read; the engine can be used again.
         """
-        most = min(PREFILL_CHUNK, self.context)
-        if not 1 <= first < len(token_ids) <= most:
-            raise ContextOverflow(
-                f"{len(token_ids)} tokens cannot be scored from number {first} on", f"2 to {most} can"
-            )
         with self._exclusive():
             self._token_ids_in_cache = []
             return score(self._loaded, token_ids, first)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from offload.errors import ContextOverflow
+from offload.memory.budget import PREFILL_CHUNK
 from offload.runtime.loaded import LoadedModel
 from offload.telemetry.counters import Phase
 
@@ -19,9 +21,18 @@ def score(loaded: LoadedModel, token_ids: Sequence[int], first: int) -> float:
     It goes through transformers' modules in one piece, into an empty cache, which is empty again afterwards.
 
     Args:
-        token_ids: At most `offload.memory.budget.PREFILL_CHUNK`, and no more than the cache has room for.
+        token_ids: At most `PREFILL_CHUNK`, and no more than the cache has room for.
         first: 1 at least.
+
+    Raises:
+        ContextOverflow: There are more, or fewer than two.
+        ExpertReadError: An expert could not be read.
     """
+    most = min(PREFILL_CHUNK, loaded.cache.context)
+    if not 1 <= first < len(token_ids) <= most:
+        raise ContextOverflow(
+            f"{len(token_ids)} tokens cannot be scored from number {first} on", f"2 to {most} can"
+        )
     model, cache, watch = loaded.model, loaded.cache, loaded.watch
     loaded.apply_changes()
     cache.truncate(0)
