@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import ctypes
 import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -18,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from offload.child import ends_with_parent
 from offload.config import POLICIES
 from offload.errors import ConfigError, EngineBroken, TraceError
 from offload.policy.base import Maker, Policy, Surroundings
@@ -34,7 +33,6 @@ REFERENCES = ("demand", "belady")
 EVICTION_OF = ("auto", "finemoe")
 """Policies that read ahead of which the eviction alone is looked at too."""
 
-_PR_SET_PDEATHSIG = 1
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 Number = tuple[int, int]
@@ -343,10 +341,8 @@ _bench: _Bench | None = None
 def _begin(grid: Grid, parent: int) -> None:
     """A worker begins. It ends with its parent, however that ends."""
     global _bench
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
+    if not ends_with_parent(parent):
+        os._exit(1)
     # Some policies compute with compiled kernels where Numba is in memory: now it is, for all of them.
     import offload.policy.kernels  # noqa: F401
 

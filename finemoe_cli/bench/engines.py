@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from typing import IO, Any
 from finemoe_cli.bench.plan import Configuration, Workload, long_text, prompts
 from finemoe_cli.bench.samples import Measured
 from finemoe_cli.evaluation.engines import as_error
+from offload.child import child_command, child_environment
 from offload.errors import EngineBroken
 from offload.service.ending import ended_because
 
@@ -53,15 +53,13 @@ def measure(one: Configuration, workload: Workload, progress: Progress, *, routi
 
 
 def _run(order: dict[str, Any], name: str, progress: Progress) -> Measured:
-    root = str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "finemoe_cli.bench.worker", str(os.getpid())],
+            child_command("finemoe_cli.bench.worker", str(os.getpid())),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
-            env=os.environ | {"PYTHONPATH": path},
+            env=child_environment(),
             start_new_session=True,  # Ctrl-C is not for it.
         )
         try:

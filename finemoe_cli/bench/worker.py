@@ -6,7 +6,6 @@ error, one JSON object a line.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -14,10 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from offload.child import ends_with_parent
 from offload.config import EngineConfig
 from offload.errors import FinemoeError
-
-_PR_SET_PDEATHSIG = 1
 
 
 def carry_out(order: dict[str, Any], say: Any) -> dict[str, Any]:
@@ -49,9 +47,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # What a library prints is no answer.
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(sys.argv[1]):
+    if not ends_with_parent(int(sys.argv[1])):
         return
 
     def say(what: dict[str, Any]) -> None:

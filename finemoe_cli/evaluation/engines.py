@@ -6,13 +6,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from offload import errors
+from offload.child import child_command, child_environment
 from offload.config import EngineConfig, Sampling
 from offload.errors import DoesNotFit, EngineBroken, FinemoeError
 from offload.service.ending import ended_because
@@ -40,15 +40,13 @@ class EvalEngine:
         self._name = name
         self._progress = progress
         self._log = log
-        root = str(Path(__file__).parents[2])
-        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         with log.open("ab") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "finemoe_cli.evaluation.worker", str(os.getpid())],
+                child_command("finemoe_cli.evaluation.worker", str(os.getpid())),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env=os.environ | {"PYTHONPATH": path},
+                env=child_environment(),
                 start_new_session=True,  # Ctrl-C is not for it.
             )
         values = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}

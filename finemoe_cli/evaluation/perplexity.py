@@ -10,8 +10,6 @@ from __future__ import annotations
 import codecs
 import hashlib
 import math
-import os
-import subprocess
 import sys
 from array import array
 from collections.abc import Mapping, Sequence
@@ -19,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from offload.child import run_child
 from offload.errors import ConfigError, CorruptCheckpoint, FinemoeError, ModelError
 from offload.units import format_bytes
 
@@ -102,19 +101,8 @@ def tokenise(text: Text, model: Path, out: Path) -> None:
         ConfigError: They are too few.
         ModelError: The model has no tokenizer that can be used.
     """
-    root = str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "finemoe_cli.evaluation.perplexity", str(model), text.path, str(out)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": path},
-        check=False,
-    )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        why = lines[-1] if lines else f"exit code {done.returncode}"
+    why = run_child("finemoe_cli.evaluation.perplexity", str(model), text.path, str(out))
+    if why:
         raise ModelError(f"{text.path} could not be turned into tokens: {why}")
     if out.stat().st_size < 2 * array("i").itemsize:
         raise ConfigError(f"{text.path} has fewer than two tokens", "--perplexity needs a longer text")

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from finemoe_cli.evaluation.folder import Row
 from finemoe_cli.evaluation.gates import flat
 from finemoe_cli.evaluation.metrics import COUNTS, TIMES, metrics_of
 from finemoe_cli.evaluation.sections import markdown_table, sections
+from offload.child import run_child
 from offload.errors import StorageError
 from offload.units import MIB, format_bytes
 from profiles.files import write_atomically
@@ -77,19 +75,8 @@ def draw_page(folder: Path) -> None:
     Raises:
         StorageError: It cannot be written.
     """
-    root = str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "finemoe_cli.evaluation.page", str(folder)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": path},
-        check=False,
-    )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        why = lines[-1] if lines else f"exit code {done.returncode}"
+    why = run_child("finemoe_cli.evaluation.page", str(folder))
+    if why:
         raise StorageError(
             f"the figures of {folder} could not be drawn: {why}", "all else is kept; try finemoe plot"
         )

@@ -7,7 +7,6 @@ end of stdin closes the engine, which keeps what its policy has learnt.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -18,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Any
 
+from offload.child import ends_with_parent
 from offload.config import EngineConfig, Sampling
 from offload.errors import EngineBroken, FinemoeError
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from finemoe_cli.evaluation.routing import RoutingObserver
     from finemoe_cli.evaluation.watching import RequestWatch
     from offload.runtime.engine import Engine
-
-_PR_SET_PDEATHSIG = 1
 
 
 class Worker:
@@ -158,9 +156,7 @@ def main() -> None:
         worker.stop()
 
     signal.signal(signal.SIGTERM, terminate)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != int(sys.argv[1]):
+    if not ends_with_parent(int(sys.argv[1]), signal.SIGTERM):
         return
     try:
         worker.serve(iter(sys.stdin.readline, ""))

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+from offload.child import run_code
 from offload.errors import EngineBroken, StorageError
 from offload.files import locked
 from offload.precision import BF16, PRECISIONS, Precision
@@ -67,11 +67,8 @@ def compile_kernels(progress: Progress | None = None, precision: Precision = BF1
 def _compile(precision: Precision) -> None:
     if not any(_marker(other).is_file() for other in PRECISIONS):
         _forget_other_versions()
-    command = [sys.executable, "-c", _COMPILE.format(precision=precision)]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
-    if done.returncode != 0:
-        last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-        raise EngineBroken(f"the decode kernels cannot be compiled: {last[0]}", "use --kernels reference")
+    if why := run_code(_COMPILE.format(precision=precision)):
+        raise EngineBroken(f"the decode kernels cannot be compiled: {why}", "use --kernels reference")
 
 
 def _forget_other_versions() -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
-import sysconfig
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -18,6 +16,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any
 
+from offload.child import child_command, child_environment
 from offload.config import EngineConfig, Sampling
 from offload.errors import EngineBroken, FinemoeError
 from offload.service.board_files import sweep_boards
@@ -59,7 +58,7 @@ class EngineClient:
     """
 
     def __init__(self, env: Mapping[str, str], log_path: Path, boards_dir: Path) -> None:
-        self._env = _importable(env)
+        self._env = child_environment(env)
         self._log_path = log_path
         self._boards_dir = boards_dir
         self._on_event: Callable[[Event], None] = _ignore
@@ -100,7 +99,7 @@ class EngineClient:
             raise EngineBroken("the engine's process runs already")
         self.died = ""
         self._run = _Run(
-            [sys.executable, "-P", "-m", "offload.service.host", str(self._boards_dir), str(os.getpid())],
+            child_command("offload.service.host", str(self._boards_dir), str(os.getpid())),
             self._env,
             self._log_path,
             self._boards_dir,
@@ -321,14 +320,6 @@ class _Run:
 
 def _values(config: EngineConfig | Sampling) -> dict[str, Any]:
     return {name: dict(value) if isinstance(value, Mapping) else value for name, value in asdict(config).items()}
-
-
-def _importable(env: Mapping[str, str]) -> Mapping[str, str]:
-    """The environment, in which this very package is found even where it is not installed."""
-    root = str(Path(__file__).parents[2])
-    if root in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
-        return env
-    return {**env, "PYTHONPATH": os.pathsep.join(filter(None, (root, env.get("PYTHONPATH"))))}
 
 
 def _ignore(_: object) -> None:

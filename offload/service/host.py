@@ -10,7 +10,6 @@ environment has to be right from the beginning: see `offload.service.client`.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import psutil
 
+from offload.child import ends_with_parent
 from offload.config import EngineConfig, Sampling
 from offload.errors import EngineBroken, FinemoeError
 from offload.service.board_writer import BoardWriter
@@ -51,7 +51,6 @@ from offload.service.messages import (
 from offload.service.outbox import Outbox
 from offload.service.publish import published
 from offload.telemetry.counters import Phase
-from offload.telemetry.log import logger
 from offload.telemetry.routing import ForwardPass, PassOutcome, Routing
 from offload.units import format_bytes
 
@@ -59,7 +58,6 @@ if TYPE_CHECKING:
     from offload.runtime.engine import Engine
 
 _PROGRESS_EVERY_S = 0.05
-_PR_SET_PDEATHSIG = 1
 _DEBUG = "FINEMOE_DEBUG"
 
 Work = Callable[[Any], None]
@@ -333,7 +331,9 @@ def main() -> NoReturn:
         threading.Thread(target=host.end, args=(0,)).start()
 
     signal.signal(signal.SIGTERM, terminate)
-    _end_with_parent(parent, host)
+    # In case somebody else holds the pipe open.
+    if not ends_with_parent(parent, signal.SIGTERM):
+        host.end(0)
     number = 0
     try:
         for line in sys.stdin.buffer:
@@ -343,16 +343,6 @@ def main() -> NoReturn:
     except BaseException as error:
         host.break_down(number, error)
     host.end(0)
-
-
-def _end_with_parent(parent: int, host: Host) -> None:
-    """Have the kernel send SIGTERM when the parent dies, in case somebody else holds the pipe open."""
-    if sys.platform != "linux":
-        return
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM):
-        logger.warning("the end of the parent process will not be told: %s", os.strerror(ctypes.get_errno()))
-    if os.getppid() != parent:
-        host.end(0)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ import base64
 import json
 import os
 import subprocess
-import sys
 import threading
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from offload.child import child_command, child_environment
 from offload.errors import ModelError
 from profiles.embedder import find_embedder
 from profiles.environment import DEFAULTS
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_ROOT = Path(__file__).parents[2]
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
@@ -62,16 +61,14 @@ class ChildEmbedder:
         self.folder = folder
         self._lock = threading.Lock()
         self._facts: dict[str, Any] = {}
-        paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._child = subprocess.Popen(
-            # -P: what lies in the folder that the user happens to be in is nothing to import.
-            [sys.executable, "-P", "-m", "ui.sessions.embed_worker", str(folder)],
+            child_command("ui.sessions.embed_worker", str(folder)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
             encoding="utf-8",
-            env=DEFAULTS | os.environ | _OFFLINE | {"PYTHONPATH": os.pathsep.join(paths)},
+            env=child_environment(DEFAULTS | os.environ | _OFFLINE),
             # Ctrl-C is for whoever started it, who then closes it.
             start_new_session=True,
         )
