@@ -112,8 +112,8 @@ def test_a_swapped_expert_is_noticed(tmp_path: Path, kernels: str) -> None:
 
 @pytest.mark.parametrize("kernels", ["reference", "fast"])
 def test_the_demo_at_a_twentieth(demo_model: Path, demo_prompts: list[list[int]], kernels: str) -> None:
-    # One token, code, no Latin letters, digits, the longest: the rest is for the test of every budget.
-    prompts = [demo_prompts[number] for number in (0, 3, 6, 15, 17, 19)]
+    # One token, code, no Latin letters, the longest: the rest is for the test of every budget.
+    prompts = [demo_prompts[number] for number in (0, 3, 6, 19)]
     assert len(prompts[-1]) > 500
     _compare_budgets(demo_model, prompts, kernels, fractions=(0.05,), new_tokens=4)
 
