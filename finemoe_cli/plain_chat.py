@@ -37,6 +37,9 @@ def plain_chat(
             conversation.open(latest.id)
         folder = ensure_model(settings.model, output)
         read_spec(folder)
+        if change := conversation.change_of_model(settings.model):
+            output.note(change)
+            conversation.set_model(settings.model)
         for warning in prepare_process():
             output.warn(warning)
         with open_engine(folder, resolved, output) as engine:

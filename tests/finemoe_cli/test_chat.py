@@ -122,7 +122,7 @@ def test_the_engine_is_killed_and_comes_back(with_demo, terminal):
         assert not children(screen.process.pid)
 
 
-def test_plain_lines_where_there_is_no_screen(with_demo, finemoe, sessions):
+def test_plain_lines_where_there_is_no_screen(with_demo, demo_model, finemoe, sessions):
     shown = finemoe("chat", *GREEDY, "-n", "5", stdin="Name a river.\n\nAnother one.\n")
     assert (shown.code, shown.err) == (0, "")
     answers = shown.out.removesuffix("\n\n").split("\n\n")
@@ -131,10 +131,12 @@ def test_plain_lines_where_there_is_no_screen(with_demo, finemoe, sessions):
         branch = store.path(session.leaf)
     assert [message.content for message in branch[::2]] == ["Name a river.", "Another one."]
     assert "".join(answers).replace("\n", "") == "".join(one.content for one in branch[1::2]).replace("\n", "")
-    again = finemoe("chat", "-c", *GREEDY, "-n", "2", stdin="And a lake.\n", env={"TERM": "dumb"})
+    other = str(demo_model)
+    again = finemoe("chat", "-c", "--model", other, *GREEDY, "-n", "2", stdin="And a lake.\n", env={"TERM": "dumb"})
     assert again.code == 0
+    assert f"this session was with demo, and goes on with {other}" in again.err
     with sessions() as store:
-        assert [session.messages for session in store.sessions()] == [6]
+        assert [(session.messages, session.model) for session in store.sessions()] == [(6, other)]
 
 
 @pytest.mark.parametrize(

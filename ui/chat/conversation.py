@@ -125,6 +125,10 @@ class Conversation:
         if self.session is not None:
             self.session = self._keep(lambda: self.store.set_system(self._session_id, system))
 
+    def change_of_model(self, model: str) -> str:
+        """What to tell the user before `model` goes on with it; empty where it did all along."""
+        return "" if self.model == model else f"this session was with {self.model}, and goes on with {model}"
+
     def set_model(self, model: str) -> None:
         """Goes on with another model."""
         self.model = model

@@ -314,6 +314,8 @@ class ChatScreen(Screen[None]):
             self.tell(error)
             return
         await self.transcript.show(self.conversation.branch)
+        if change := self.conversation.change_of_model(self.room.model):
+            await self.say(f"{change}; /model {self.conversation.model} goes back to that one")
         said = [message.content for message in self.conversation.branch if message.role == "user"]
         self.prompt.remember_all([*said, *(text for text in self.prompt.sent if text not in said)])
         self.prompt.focus()

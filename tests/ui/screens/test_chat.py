@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from offload.service.messages import Failed
+from profiles.paths import sessions_file
 from tests.support.scripted_engine import Script
 from ui.sessions import SessionStore
 from ui.widgets.turns import Notice
@@ -198,6 +199,24 @@ def test_the_last_session_is_gone_on_with(run_chat):
     assert [message["content"] for message in messages] == ["Remember me.", "It is **blue**.", "And now?"]
     run_chat(lambda chat: chat.until(lambda: len(chat.turns) == 4), session="remember")
     run_chat(lambda chat: chat.sees("no session 'nothing'"), session="nothing")
+
+
+def test_a_session_that_another_model_goes_on_with_says_so(run_chat):
+    run_chat(lambda chat: chat.ask("Remember me."), Script(BLUE))
+    with SessionStore.open(sessions_file()) as store:
+        store.set_model(store.latest().id, "the one before")
+
+    async def again(chat):
+        await chat.sees("with the one before, and goes on with", "/model the one before")
+        await chat.ask("And now?")
+
+    run_chat(again, Script(BLUE), resume=True)
+
+    async def settled(chat):
+        await chat.until(lambda: len(chat.turns) == 4)
+        assert not chat.screen.query(Notice)
+
+    run_chat(settled, resume=True)
 
 
 def test_quitting_in_the_middle_keeps_everything(run_chat):
