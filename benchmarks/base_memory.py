@@ -37,7 +37,9 @@ def main() -> None:
     from offload.runtime.compile import compile_kernels
 
     compile_kernels()
-    import numba  # noqa: F401
+    from offload.absent import import_numba
+
+    import_numba()
 
     step("numba")
     import offload.runtime.kernels.bf16  # noqa: F401

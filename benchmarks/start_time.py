@@ -20,7 +20,7 @@ from pathlib import Path
 
 _DROP = Path("/proc/sys/vm/drop_caches")
 _HERE = Path(__file__).parents[1]
-_IMPORTS = "import offload.runtime.engine, offload.runtime.kernels.bf16, offload.policy.kernels"
+_IMPORTS = "import offload.runtime.engine, offload.runtime.kernels.bf16, offload.policy.kernels.auto"
 
 
 def main() -> None:

@@ -344,7 +344,7 @@ def _begin(grid: Grid, parent: int) -> None:
     if not ends_with_parent(parent):
         os._exit(1)
     # Some policies compute with compiled kernels where Numba is in memory: now it is, for all of them.
-    import offload.policy.kernels  # noqa: F401
+    import offload.policy.kernels.gates  # noqa: F401
 
     _bench = _Bench(grid)
 

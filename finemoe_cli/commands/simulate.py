@@ -192,7 +192,7 @@ def simulate(
         slots: dict[str, list[int]] = {}
         taken: dict[str, int] = {}
         with output.waiting("making the policies"):
-            import offload.policy.kernels  # noqa: F401  Compiled here, once, and not by every process.
+            import offload.policy.kernels.gates  # noqa: F401  Compiled here, once, and not by every process.
 
             for name in names:
                 said = simulation.check_policy_options(name, model, known, given.get(name, {}))

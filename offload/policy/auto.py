@@ -64,9 +64,9 @@ class Auto:
     decides_early = True
 
     def __init__(self, around: Surroundings) -> None:
-        from offload.policy import auto_kernels
+        from offload.policy.kernels import auto as kernels
 
-        self._kernels = auto_kernels
+        self._kernels = kernels
         self.around = around
         self.note = ""
         probes: Probes | None = getattr(around.knowledge, "probes", None)

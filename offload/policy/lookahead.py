@@ -18,7 +18,7 @@ class GateLookahead:
 
     Args:
         routers: The model's.
-        compiled: Whether with the kernel of `offload.policy.kernels`. By default where Numba is in memory already,
+        compiled: Whether with the kernel of `kernels.gates`. By default where Numba is in memory already,
             as it is beside the decode kernels: elsewhere it would take some 60 MiB that no budget has counted.
     """
 
@@ -29,7 +29,7 @@ class GateLookahead:
         self._normed = np.empty(self._norm[0].shape[0], np.float32)
         self._kernel = None
         if compiled if compiled is not None else "numba" in sys.modules:
-            from offload.policy.kernels import gate_probabilities
+            from offload.policy.kernels.gates import gate_probabilities
 
             self._kernel = gate_probabilities
 

@@ -23,14 +23,13 @@ Progress = Callable[[str, int, int], None]
 
 _HERE = Path(__file__).parent
 _KERNELS = _HERE / "kernels"
-_POLICY = _HERE.parent / "policy"
+_POLICY_KERNELS = _HERE.parent / "policy" / "kernels"
 _SOURCES = (
     *sorted(_KERNELS.glob("*.py")),
     _HERE.parent / "precision.py",
-    _POLICY / "kernels.py",
-    _POLICY / "auto_kernels.py",
+    *sorted(_POLICY_KERNELS.glob("*.py")),
 )
-_COMPILE = "import offload.runtime.kernels.{precision}, offload.policy.kernels, offload.policy.auto_kernels"
+_COMPILE = "import offload.runtime.kernels.{precision}, offload.policy.kernels.gates, offload.policy.kernels.auto"
 
 
 def kernels_compiled(precision: Precision = BF16) -> bool:

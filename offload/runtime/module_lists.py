@@ -77,8 +77,11 @@ def _keeping(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def _file(folder: Path) -> Path | None:
     """Where the list of a folder is kept; None where it is not."""
-    cache_folder, release = os.environ.get("NUMBA_CACHE_DIR"), version("transformers")
-    if not cache_folder or folder.parts[-2:] != ("transformers", "models") or "dev" in release:
+    cache_folder = os.environ.get("NUMBA_CACHE_DIR")
+    if not cache_folder or folder.parts[-2:] != ("transformers", "models"):
+        return None
+    release = version("transformers")
+    if "dev" in release:
         return None
     key = "\0".join((str(folder), release, str(folder.stat().st_mtime_ns), sys.version))
     return Path(cache_folder) / f"finemoe-transformers-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"

@@ -94,7 +94,7 @@ def _load(
         )  # its size belongs to the base, measured below
     if config.policy == "auto":
         compile_kernels(progress)
-        import offload.policy.auto_kernels  # noqa: F401
+        import offload.policy.kernels.auto  # noqa: F401
 
     shape = Shape(fingerprint(spec, index), spec.name, spec.num_layers, spec.num_experts, spec.hidden_size)
     knowledge = load_knowledge(config.knowledge, shape, config.policy)

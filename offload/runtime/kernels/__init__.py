@@ -5,3 +5,7 @@ weights. bfloat16 weights are widened to float32 by a shift and summed in float3
 at the machine's raw read bandwidth, about 2.3 times torch's bfloat16 ``linear``. Quantised weights are read as
 fast, see `quantised`. Numba compiles the kernels once and keeps the result in its cache folder.
 """
+
+from offload.absent import import_numba
+
+import_numba()

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from offload.policy import auto_kernels as kernels
 from offload.policy import probe_fitting, probes
+from offload.policy.kernels import auto as kernels
 from offload.policy.lookahead import widen
 from offload.policy.probes import BEGINNING, PAST_ALONE, group_of
 from tests.support.routing import narrow

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offload.policy import auto_kernels as kernels
+from offload.policy.kernels import auto as kernels
 from offload.policy.past import DECAY, DECAYS, FADE, HORIZON, LATER, RECENCIES, ROOTS, SOON, Past
 
 FEATURES = len(DECAYS) + len(ROOTS) + len(RECENCIES) + 1

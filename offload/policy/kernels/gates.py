@@ -1,8 +1,4 @@
-"""Compiled pieces of policies. Numba's cache goes by the file that a function is in, so they use no other's.
-
-As in `offload.runtime.kernels`, signatures are given in full: importing this module compiles, or takes the compiled
-code from the cache. `offload.runtime.compile` sees to it that an engine only ever does the latter.
-"""
+"""What a router would choose. Numba's cache goes by the file that a function is in: these use no other's."""
 
 from __future__ import annotations
 

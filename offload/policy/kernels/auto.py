@@ -1,6 +1,7 @@
 """The compiled part of `auto`: one token's predictions, and what each expert's slot is worth.
 
-See `offload.policy.auto` for what is computed and why. Signatures are full, as in `offload.policy.kernels`.
+See `offload.policy.auto` for what is computed and why. Numba's cache goes by the file
+that a function is in: this uses no other's.
 
 Shapes: L layers, E experts a layer, N = L * E, H hidden size, R rank of the probes, S rank of the start predictor.
 Features of one expert's past, F = 13: six decayed frequencies, the roots of three of them, four decayed recencies
