@@ -68,7 +68,7 @@ def test_what_does_not_fit(finemoe, arguments, code, said):
 def test_an_unwritable_kernel_cache_is_told_and_worked_around(finemoe, tmp_path):
     (tmp_path / "file").touch()
     broken = {"NUMBA_CACHE_DIR": str(tmp_path / "file" / "kernels")}
-    shown = finemoe("run", *GREEDY, "-n", "2", "--kernels", "reference", "--policy", "demand", "Hello", env=broken)
+    shown = finemoe("run", *GREEDY, "-n", "2", "--kernels", "reference", "Hello", env=broken)
     assert shown.code == 0
     assert shown.err.count("warning: ") == 1
 
