@@ -21,7 +21,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from queue import SimpleQueue
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import psutil
@@ -317,6 +316,24 @@ def _progress(number: int, outbox: Outbox) -> Callable[[str, int, int], None]:
     return tell
 
 
+def _when_told(how: signal.Signals, then: Callable[[], NoReturn]) -> None:
+    """Do something on a thread of its own when a signal comes.
+
+    A handler written in Python waits for the main thread, which may be on its way into a read that nothing
+    interrupts any more, or hold a lock. The byte is written where the signal is taken, on whichever thread.
+    """
+    hear, tell = os.pipe()
+    os.set_blocking(tell, False)
+    signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    signal.signal(how, lambda signum, frame: None)
+
+    def wait() -> None:
+        os.read(hear, 1)
+        then()
+
+    threading.Thread(target=wait, name="finemoe-end", daemon=True).start()
+
+
 def main() -> NoReturn:
     """Take commands until there are no more."""
     boards, parent = Path(sys.argv[1]), int(sys.argv[2])
@@ -326,11 +343,7 @@ def main() -> NoReturn:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(message)s")
     host = Host(boards, Outbox(events))
 
-    def terminate(signum: int, frame: FrameType | None) -> None:
-        # Not here: what this thread was doing may hold a lock.
-        threading.Thread(target=host.end, args=(0,)).start()
-
-    signal.signal(signal.SIGTERM, terminate)
+    _when_told(signal.SIGTERM, lambda: host.end(0))
     # In case somebody else holds the pipe open.
     if not ends_with_parent(parent, signal.SIGTERM):
         host.end(0)

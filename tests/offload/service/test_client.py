@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -42,6 +44,7 @@ if "offload.service.host" in " ".join(sys.orig_argv):
         return real(*arguments)
     signal.signal = later  # the first that it does
 """
+_TGKILL = 131 if platform.machine() == "aarch64" else 234
 HELLO = [{"role": "user", "content": "Hello"}]
 LONG = Sampling(max_new_tokens=4000, temperature=0)
 
@@ -448,3 +451,18 @@ def test_watching_and_driving_import_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a signal for one thread of another process is Linux's")
+def test_a_signal_is_heard_on_whichever_thread(listening: Listening) -> None:
+    client = listening.client
+    client.start()
+    listening.wait(Failed, client.chat(HELLO))
+    pid = client.pid
+    assert pid is not None
+    # The main thread stays in its read, as it does where the signal comes just before that read begins.
+    other = max(thread.id for thread in psutil.Process(pid).threads())
+    assert other != pid
+    assert ctypes.CDLL(None).syscall(_TGKILL, pid, other, int(signal.SIGTERM)) == 0
+    assert listening.wait_for_death() == "the engine ended with status 0"
+    assert gone(pid)
