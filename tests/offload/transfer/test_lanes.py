@@ -283,23 +283,3 @@ def test_an_engine_under_stress(store, arena, count):
         for expert in range(total):
             if residency.state[expert] == RESIDENT:
                 assert slot_holds(store, arena, expert, int(residency.slot_of[expert]))
-
-
-def test_the_price_of_a_lane(store, arena):
-    """Python's part of a read, in a burst as a layer makes it: measured 3-5 us, with room for any machine."""
-
-    class NoDisk:
-        spec = store.spec
-
-        def read(self, expert_id: int, slot: memoryview) -> int:
-            return 1
-
-    with running(NoDisk(), HostStage(arena), 2) as lanes:
-        best = float("inf")
-        for _ in range(50):
-            begin = time.perf_counter()
-            for number in range(16):
-                lanes.submit(number, number, demand=True)
-            collect(lanes)
-            best = min(best, (time.perf_counter() - begin) / 16)
-    assert best < 200e-6
