@@ -116,6 +116,7 @@ class Pane(Widget):
         self.ascii = ascii
         self.history: FrameHistory | None = None
         self._lines: list[Strip] | None = None
+        self._drawn_lines: list[Line] = []
         self._lines_size = Size(0, 0)
         self._seen = False
         self._styles: dict[str, Style] = {}
@@ -127,15 +128,20 @@ class Pane(Widget):
 
     def redraw(self) -> None:
         """Draws again what there is: at once if the last lines were seen, else when somebody looks."""
-        old, size = self._lines, self.content_size
-        if old is None or not self._seen or self._lines_size != size:
+        strips, size = self._lines, self.content_size
+        if strips is None or not self._seen or self._lines_size != size:
             self._lines = None
             self.refresh()
             return
-        self._lines = new = self._made(size)
+        old = self._drawn_lines
+        self._drawn_lines = new = self._draw(size)
         changed = [number for number, (was, line) in enumerate(zip_longest(old, new)) if was != line]
         if changed:
             self._seen = False
+            self._lines = strips = strips[: len(new)] + [Strip.blank(0)] * (len(new) - len(strips))
+            for number in changed:
+                if number < len(new):
+                    strips[number] = self._strip(new[number], size.width)
             self.refresh(*(Region(0, number, size.width, 1) for number in changed))
 
     def draw(self, width: int, height: int) -> Sequence[Line]:
@@ -210,16 +216,16 @@ class Pane(Widget):
         size = self.content_size
         self._seen = True
         if self._lines is None or self._lines_size != size:
-            self._lines, self._lines_size = self._made(size), size
+            self._drawn_lines, self._lines_size = self._draw(size), size
+            self._lines = [self._strip(line, size.width) for line in self._drawn_lines]
         return self._lines
 
-    def _made(self, size: Size) -> list[Strip]:
+    def _draw(self, size: Size) -> list[Line]:
+        return list(self.draw(size.width, size.height)) if size.width > 0 and size.height > 0 else []
+
+    def _strip(self, line: Line, width: int) -> Strip:
         background = self.rich_style
-        lines = self.draw(size.width, size.height) if size.width > 0 and size.height > 0 else []
-        return [
-            Strip(Segment.apply_style(line, background)).adjust_cell_length(size.width, background).simplify()
-            for line in lines
-        ]
+        return Strip(Segment.apply_style(line, background)).adjust_cell_length(width, background).simplify()
 
 
 def percent(rate: float | None, digits: int = 0) -> str:

@@ -80,7 +80,7 @@ class Answering:
         self._note = f" · {text}"
 
     async def drain(self) -> None:
-        """Shows and keeps what came since last time; called ten times a second.
+        """Shows and keeps what came since last time; called eight times a second.
 
         A long reply takes longer to lay out. It is then drawn less often, so that three quarters of the time are
         left for everything else.

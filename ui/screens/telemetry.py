@@ -14,7 +14,6 @@ from ui.chat.setup import ChatSetup
 from ui.chat.token_texts import TokenTexts
 
 if TYPE_CHECKING:
-    from textual.timer import Timer
     from textual.widget import Widget
 
     from offload.service.messages import Event
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from ui.screens.chat import ChatScreen
     from ui.source import TelemetrySource
 
-REFRESH_S = 0.25
 SIDE_COLUMNS, STRIP_COLUMNS = 120, 80
 """Widths from which the panes are beside the chat, or in three lines under it; below there is one line."""
 
@@ -50,7 +48,6 @@ class Telemetry:
         self._line: StatusLine | None = None
         self._history: FrameHistory | None = None
         self._live: TelemetrySource | None = None
-        self._timer: Timer | None = None
         self._texts: TokenTexts | None = None
 
     @property
@@ -59,7 +56,7 @@ class Telemetry:
         return self._history.latest if self._history is not None else None
 
     async def start(self, body: Widget) -> None:
-        """Puts the panes into ``body`` and begins to poll."""
+        """Puts the panes into ``body``; from now on `poll` finds where to show what is new."""
         from ui.panes.column import PaneColumn
         from ui.panes.history import FrameHistory
         from ui.panes.status_line import StatusLine
@@ -69,7 +66,6 @@ class Telemetry:
         self._panes = PaneColumn("off" if wanted == "line" else wanted, ascii=self._setup.ascii_only, id="panes")
         self._line = StatusLine(ascii=self._setup.ascii_only, id="status-line")
         await body.mount(self._panes, self._line)
-        self._timer = self._screen.set_interval(REFRESH_S, self.poll)
         self.fit()
 
     def watch(self, board: str) -> None:
@@ -200,9 +196,7 @@ class Telemetry:
         self._screen.app.push_screen(screen)
 
     def close(self) -> None:
-        """No more polling; a recording is ended."""
-        if self._timer is not None:
-            self._timer.stop()
+        """A recording is ended."""
         if self.recorder is not None:
             try:
                 self.poll()

@@ -17,7 +17,6 @@ from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Markdown
 from textual.widgets._markdown import MarkdownParagraph  # in no public module, but meant for `BLOCKS`
-from textual.widgets.markdown import MarkdownStream
 
 PART_CHARACTERS = 1_500
 """From here on a part is closed where a block ends."""
@@ -85,7 +84,6 @@ class MarkdownWriter:
         self._part = first
         self._text = ""
         self._look_again = PART_CHARACTERS
-        self._stream: MarkdownStream | None = None
 
     async def write(self, text: str) -> None:
         """Adds ``text`` at the end."""
@@ -93,15 +91,12 @@ class MarkdownWriter:
             return
         self.whole += text
         self._text += text
-        if self._stream is None:
-            self._stream = Markdown.get_stream(self._part)
-        await self._stream.write(text)
+        await self._part.append(text)
         if len(self._text) >= self._look_again:
             await self._begin_part()
 
     async def close(self) -> None:
         """It is whole: its last part is laid out once more, as a document that will not grow."""
-        await self._stop()
         if self._text:
             await self._part.update(self._text)
 
@@ -112,18 +107,12 @@ class MarkdownWriter:
             self._look_again = len(self._text) + PART_CHARACTERS
             return
         done, rest = self._text[:begin], self._text[begin:]
-        await self._stop()
         with self._parent.app.batch_update():
             await self._part.update(done)
             part = ReplyMarkdown(rest)
             await self._parent.mount(part, after=self._part)
         self._part, self._text = part, rest
         self._look_again = max(PART_CHARACTERS, len(rest) + PART_CHARACTERS // 2)
-
-    async def _stop(self) -> None:
-        if self._stream is not None:
-            stream, self._stream = self._stream, None
-            await stream.stop()
 
 
 def last_block(text: str) -> int:

@@ -188,7 +188,7 @@ class ReplyTurn(Turn):
             self._show_status(self._status_of_message(), layout=True)
 
     def _show_status(self, text: str, *, layout: bool = False) -> None:
-        # While a reply comes the line stays one line: nothing has to be laid out anew ten times a second.
+        # While a reply comes the line stays one line: nothing has to be laid out anew many times a second.
         self.query_one(".status", Static).update(text, layout=layout)
 
     def _status_of_message(self) -> str:
