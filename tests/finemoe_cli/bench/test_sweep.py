@@ -100,21 +100,9 @@ def tiny(tmp_path_factory):
     return tiny_tokenizer(folder, special=CHATML_TOKENS, eos="<|im_end|>", template=CHATML)
 
 
-@pytest.fixture
-def calibrated_fast(finemoe, tmp_path):
-    """``finemoe`` whose sweeps calibrate in a moment."""
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(
-        "import offload.store.scratch as scratch\nscratch.SCRATCH_BYTES = 1 << 20\n"
-    )
-    path = finemoe.environment["PYTHONPATH"]
-    finemoe.environment["PYTHONPATH"] = f"{tmp_path / 'site'}:{path}"
-    return finemoe
-
-
-def test_a_sweep_writes_its_files_and_teaches_the_plan(calibrated_fast, tiny, tmp_path, monkeypatch):
+def test_a_sweep_writes_its_files_and_teaches_the_plan(quick_disk, tiny, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    done = calibrated_fast(
+    done = quick_disk(
         "bench", "sweep", str(tiny), "--budgets", "50%,100%", "-n", "12", "-r", "1", "--policy", "demand",
         "--context", "256", "--figure", "svg,png", "-o", str(out), "--json",
     )  # fmt: skip
@@ -133,10 +121,10 @@ def test_a_sweep_writes_its_files_and_teaches_the_plan(calibrated_fast, tiny, tm
     assert np.isfinite(half["error"])
 
     # From now on the plan knows this model.
-    monkeypatch.setenv("FINEMOE_CACHE_DIR", calibrated_fast.environment["FINEMOE_CACHE_DIR"])
+    monkeypatch.setenv("FINEMOE_CACHE_DIR", quick_disk.environment["FINEMOE_CACHE_DIR"])
     curve = kept_curve(read_spec(tiny), CheckpointIndex.open(tiny))
     assert curve is not None and "11 tokens" in curve.source
-    planned = calibrated_fast("plan", str(tiny), "--json")
+    planned = quick_disk("plan", str(tiny), "--json")
     assert planned.json["hits"]["source"] == curve.source
     assert [tuple(point) for point in planned.json["hits"]["points"]] == list(curve.points)
 
