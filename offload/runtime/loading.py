@@ -9,6 +9,7 @@ block is laid out layer by layer in the order the decode kernels want, and the m
 from __future__ import annotations
 
 import mmap
+import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from offload.models import ModelSpec
 from offload.models.architecture import Architecture
 from offload.precision import BF16, Precision, dense_precision
 from offload.runtime.experts import ArenaExperts
+from offload.runtime.imports import replaced
 from offload.store.packed_header import DenseTensor
 from offload.store.packed_store import PackedStore
 from offload.store.safetensors_index import CheckpointIndex, TensorEntry
@@ -166,23 +168,22 @@ def build_model(spec: ModelSpec) -> Any:
         UnsupportedModel: transformers refuses the configuration.
     """
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, GenerationConfig
     from transformers.initialization import no_init_weights
-    from transformers.monkey_patching import register_patch_mapping, unregister_patch_mapping
 
     try:
         config = AutoConfig.from_pretrained(spec.folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever its checks raise
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnsupportedModel(f"transformers refuses the configuration of {spec.name}: {first_line}") from error
-    name = spec.architecture.experts_class
-    register_patch_mapping({name: ArenaExperts}, overwrite=True)
-    try:
-        with init_empty_weights(include_buffers=False), no_init_weights():
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
-    finally:
-        # The mapping is global: left behind, it would change models that others build in this process.
-        unregister_patch_mapping([name])
+    # transformers can replace classes by itself, but looks through all that it has for them, for half a second.
+    module = sys.modules[MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__module__]
+    with (
+        replaced(module, spec.architecture.experts_class, ArenaExperts),
+        init_empty_weights(include_buffers=False),
+        no_init_weights(),
+    ):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
     if (spec.folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(spec.folder, local_files_only=True)
     model.tie_weights()
