@@ -5,8 +5,8 @@
 Each round asks both the same greedy question in a process of its own, with empty slots and nothing learnt; the
 order turns with the rounds. The chat runs on a pseudo-terminal of 160 x 48 cells, all panes beside it. What it
 draws is read and thrown away, so that the cost is finemoe's own and not that of a terminal. The screen's process
-is watched while the answer comes: how much of a core it takes, and its memory. Quoted are medians, and the median
-over the rounds of the ratio.
+is watched while the answer comes: how much of a core it takes, and its memory. Quoted are medians, and median and
+quartiles over the rounds of the ratio.
 
 How long a key takes to be shown is measured apart, in one more answer, with an emulator that knows what the
 terminal would show; its own time is in it.

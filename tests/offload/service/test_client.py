@@ -44,7 +44,7 @@ if "offload.service.host" in " ".join(sys.orig_argv):
         return real(*arguments)
     signal.signal = later  # the first that it does
 """
-_TGKILL = 131 if platform.machine() == "aarch64" else 234
+_TGKILL = {"x86_64": 234, "aarch64": 131}.get(platform.machine()) if sys.platform == "linux" else None
 HELLO = [{"role": "user", "content": "Hello"}]
 LONG = Sampling(max_new_tokens=4000, temperature=0)
 
@@ -453,7 +453,7 @@ def test_watching_and_driving_import_nothing_heavy() -> None:
     assert done.stdout == "\n"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="a signal for one thread of another process is Linux's")
+@pytest.mark.skipif(_TGKILL is None, reason="it is not known here how to signal one thread of another process")
 def test_a_signal_is_heard_on_whichever_thread(listening: Listening) -> None:
     client = listening.client
     client.start()
