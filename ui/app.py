@@ -21,6 +21,7 @@ from offload.errors import DamagedFile, FinemoeError, StorageError
 from ui.chat.commands import Commands
 from ui.chat.keymap import APP_KEYS, CHAT_KEYS, MESSAGE_KEYS, PROMPT_KEYS, effective, footer_key, parse_keymap
 from ui.chat.setup import ChatSetup
+from ui.job_control import StopSignals
 from ui.screens.ask import Confirm
 from ui.screens.chat import ChatScreen
 from ui.screens.palette import ChatCommands
@@ -68,6 +69,7 @@ class ChatApp(App[None]):
         return next(screen for screen in self.screen_stack if isinstance(screen, ChatScreen))
 
     def on_mount(self) -> None:
+        StopSignals().watch()
         settings = self.setup.resolved.settings
         problems: list[str] = []
         if settings.theme in self.available_themes:

@@ -13,6 +13,7 @@ from textual.screen import Screen
 from offload.errors import FinemoeError
 from profiles.settings import resolve
 from ui.chat.keymap import footer_key
+from ui.job_control import StopSignals
 from ui.panes.column import LayoutMode, PaneColumn
 from ui.panes.history import FrameHistory
 from ui.panes.token_routing import TokenText
@@ -95,6 +96,7 @@ class WatchApp(App[None]):
         self.theme = theme if theme in self.available_themes else DEFAULT
 
     def on_mount(self) -> None:
+        StopSignals().watch()
         self.push_screen(self._first, lambda _: self.exit())
 
     def get_key_display(self, binding: Binding) -> str:

@@ -160,6 +160,7 @@ def test_what_cannot_be(finemoe, arguments, code, said):
 def test_a_model_that_is_not_there_is_told_on_the_screen(finemoe, terminal):
     with terminal("chat", "--model", "nothing", size=(80, 24)) as screen:
         screen.sees("no model or folder called 'nothing'", "● no engine")
+        screen.stopped()
         screen.press("ctrl+q")
         assert screen.ended() == 0
 

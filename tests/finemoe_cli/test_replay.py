@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -68,5 +69,9 @@ def test_on_a_terminal(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "finemoe_cli", "replay", str(FILE), "--speed", "16", "--at", "1"]
     with Terminal(command, environment, (120, 40)) as terminal:
         terminal.sees("Name three rivers.", "experts", "Why is the sky blue?", "ended   16x")
+        for signum, said in ((signal.SIGSTOP, "are held"), (signal.SIGTSTP, "go on"), (signal.SIGSTOP, "are held")):
+            terminal.stopped(signum)
+            terminal.press("f5")
+            terminal.sees(f"the panes {said}")
         terminal.type("q")
         assert terminal.ended() == 0

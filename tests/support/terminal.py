@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
+import psutil
 import pyte
 
 PATIENCE_S = 120.0
@@ -30,6 +31,7 @@ KEYS = {
     "f2": "\x1bOQ",
     "f3": "\x1bOR",
     "f4": "\x1bOS",
+    "f5": "\x1b[15~",
     **{f"ctrl+{letter}": chr(ord(letter) - 96) for letter in "abcdefghijklmnopqrstuvwxyz"},
 }
 
@@ -106,6 +108,17 @@ class Terminal:
             if time.monotonic() > deadline or not self._read(0.1):
                 raise AssertionError(f"it never came: {what or happened}\n{self.shown}")
         return self.shown
+
+    def stopped(self, signum: int = signal.SIGSTOP) -> None:
+        """Stops the program from outside, and lets it go on."""
+        process = psutil.Process(self.process.pid)
+        process.send_signal(signum)
+        deadline = time.monotonic() + PATIENCE_S
+        while process.status() != psutil.STATUS_STOPPED:
+            if time.monotonic() > deadline:
+                raise AssertionError("it does not stop")
+            self._read(0.05)
+        process.send_signal(signal.SIGCONT)
 
     def ended(self) -> int:
         """Waits for the program's end; its exit code."""
