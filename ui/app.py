@@ -69,7 +69,7 @@ class ChatApp(App[None]):
         return next(screen for screen in self.screen_stack if isinstance(screen, ChatScreen))
 
     def on_mount(self) -> None:
-        StopSignals().watch()
+        StopSignals(self).watch()
         settings = self.setup.resolved.settings
         problems: list[str] = []
         if settings.theme in self.available_themes:

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import signal
+from contextlib import suppress
 from types import FrameType
+from typing import Any
+
+from textual.app import App, SuspendNotSupported
 
 
 class StopSignals:
-    """Lets a screen take the terminal again only if it has given it up before.
+    """Gives the terminal up before it is taken again, where nobody did.
 
-    Textual's driver takes the terminal anew at every SIGCONT, and it gives it up at SIGTSTP only (Ctrl-Z). After a
-    SIGSTOP, which nobody sees, or a SIGCONT out of the blue, it would have it twice: two threads that read keys, of
-    which the end waits for one in vain.
+    Textual's driver takes the terminal at every SIGCONT, though it gives it up at SIGTSTP only. After a SIGSTOP,
+    which nobody sees, or a SIGCONT out of the blue, it would have it twice: two threads that read keys, and the end
+    waits for one of them in vain. Not to take it would leave what a shell has written and set meanwhile.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, app: App[Any]) -> None:
+        self._app = app
         self._given_up = False
 
     def watch(self) -> None:
-        """Stand before the handlers that there are. Of the main thread; once the screen has its terminal."""
+        """Stand before the handlers that there are. Of the app's thread, once the app runs."""
         if not hasattr(signal, "SIGTSTP"):
             return
         stop, go = signal.getsignal(signal.SIGTSTP), signal.getsignal(signal.SIGCONT)
         if not callable(stop) or not callable(go):  # No driver of a real terminal.
             return
+        loop, context = asyncio.get_running_loop(), contextvars.copy_context()
 
         def stopped(signum: int, frame: FrameType | None) -> None:
             self._given_up = True
@@ -33,6 +41,13 @@ class StopSignals:
             if self._given_up:
                 self._given_up = False
                 go(signum, frame)
+            elif not loop.is_closed():
+                # A signal comes in the middle of anything, a picture half written too.
+                loop.call_soon_threadsafe(self._take_anew, context=context)
 
         signal.signal(signal.SIGTSTP, stopped)
         signal.signal(signal.SIGCONT, continued)
+
+    def _take_anew(self) -> None:
+        with suppress(SuspendNotSupported), self._app.suspend():
+            pass

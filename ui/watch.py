@@ -96,7 +96,7 @@ class WatchApp(App[None]):
         self.theme = theme if theme in self.available_themes else DEFAULT
 
     def on_mount(self) -> None:
-        StopSignals().watch()
+        StopSignals(self).watch()
         self.push_screen(self._first, lambda _: self.exit())
 
     def get_key_display(self, binding: Binding) -> str:

@@ -71,6 +71,7 @@ def test_on_a_terminal(tmp_path: Path) -> None:
         terminal.sees("Name three rivers.", "experts", "Why is the sky blue?", "ended   16x")
         for signum, said in ((signal.SIGSTOP, "are held"), (signal.SIGTSTP, "go on"), (signal.SIGSTOP, "are held")):
             terminal.stopped(signum)
+            terminal.sees("Name three rivers.", "experts", "ended   16x")
             terminal.press("f5")
             terminal.sees(f"the panes {said}")
         terminal.type("q")

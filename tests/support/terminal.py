@@ -110,7 +110,7 @@ class Terminal:
         return self.shown
 
     def stopped(self, signum: int = signal.SIGSTOP) -> None:
-        """Stops the program from outside, and lets it go on."""
+        """Stops the program from outside, wipes the screen as others may then, and lets it go on."""
         process = psutil.Process(self.process.pid)
         process.send_signal(signum)
         deadline = time.monotonic() + PATIENCE_S
@@ -118,6 +118,7 @@ class Terminal:
             if time.monotonic() > deadline:
                 raise AssertionError("it does not stop")
             self._read(0.05)
+        self._stream.feed(b"\x1b[2J")
         process.send_signal(signal.SIGCONT)
 
     def ended(self) -> int:
