@@ -1,32 +1,21 @@
-"""The engine in a process of its own: real processes, real pipes, every way in which either can end."""
+"""Driving an engine in a process of its own: commands, tokens and errors over real pipes."""
 
 from __future__ import annotations
 
-import ctypes
 import os
-import platform
-import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 
-from offload.config import EngineConfig, Sampling
-from offload.errors import EngineBroken
+from offload.config import Sampling
 from offload.service.board import BoardReader
 from offload.service.client import EngineClient
-from offload.service.messages import Changed, Counted, Done, Failed, Open, Progress, Ready, Started, Text
+from offload.service.messages import Changed, Counted, Done, Failed, Open, Progress, Started, Text
 from offload.telemetry.frame import DECODE, IDLE
-from tests.support.checkpoints import tiny_checkpoint
-from tests.support.tokenizers import CHATML, CHATML_TOKENS, tiny_tokenizer
+from tests.offload.service.listening import HELLO, LONG, ROOT, Listening, config, until
 
-ROOT = Path(__file__).parents[3]
 NOISE = """
 import os, sys, threading, time
 
@@ -44,108 +33,6 @@ if "offload.service.host" in " ".join(sys.orig_argv):
         return real(*arguments)
     signal.signal = later  # the first that it does
 """
-_TGKILL = {"x86_64": 234, "aarch64": 131}.get(platform.machine()) if sys.platform == "linux" else None
-HELLO = [{"role": "user", "content": "Hello"}]
-LONG = Sampling(max_new_tokens=4000, temperature=0)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model that goes on talking: its tokenizer's end of text is no token that it could choose."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_checkpoint(folder, eos_token_id=None, max_position_embeddings=8192)
-    return tiny_tokenizer(folder, special=CHATML_TOKENS, eos="<|endoftext|>", template=CHATML)
-
-
-class Listening:
-    """A client, and what came from it."""
-
-    def __init__(self, client: EngineClient) -> None:
-        self.client = client
-        self.events: list[Any] = []
-        self.deaths: list[str] = []
-        self.ready: Any = None
-        self._changed = threading.Condition()
-        client.events(self._take, self._died)
-
-    def _take(self, event: Any) -> None:
-        with self._changed:
-            self.events.append(event)
-            self._changed.notify_all()
-
-    def _died(self, reason: str) -> None:
-        with self._changed:
-            self.deaths.append(reason)
-            self._changed.notify_all()
-
-    def wait(self, kind: type[Any], number: int | None = None, count: int = 1) -> Any:
-        """The first event of a kind, or as many as `count`."""
-        found: list[Any] = []
-
-        def there() -> bool:
-            found[:] = [e for e in self.events if type(e) is kind and number in (None, e.number)]
-            return len(found) >= count or bool(self.deaths)
-
-        with self._changed:
-            assert self._changed.wait_for(there, 120), self.events
-        assert len(found) >= count, (self.deaths, self.events)
-        return found[0] if count == 1 else found
-
-    def wait_for_death(self) -> str:
-        with self._changed:
-            assert self._changed.wait_for(lambda: self.deaths, 60)
-        return self.deaths[0]
-
-
-@pytest.fixture
-def listening(tmp_path: Path) -> Iterator[Listening]:
-    """A client whose process has not been started."""
-    client = EngineClient(os.environ, tmp_path / "logs" / "engine.log", tmp_path / "boards")
-    yield Listening(client)
-    client.kill()
-    assert list((tmp_path / "boards").glob("*")) == []
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Listening]:
-    folder = tmp_path_factory.mktemp("shared")
-    listening = Listening(EngineClient(os.environ, folder / "engine.log", folder / "boards"))
-    yield listening
-    listening.client.close()
-    assert list((folder / "boards").iterdir()) == []
-
-
-@pytest.fixture
-def running(shared: Listening, model: Path) -> Listening:
-    """A client with the model open, shared by tests: opening takes seconds."""
-    shared.deaths.clear()
-    if not shared.client.alive:
-        shared.client.start()
-        shared.events.clear()
-        shared.ready = shared.wait(Ready, shared.client.open(config(model), profile="low"))
-    else:
-        shared.wait(Changed, shared.client.set_budget(experts_fraction=0.5, profile="low"))
-        shared.events.clear()
-    return shared
-
-
-def config(model: Path, **more: Any) -> EngineConfig:
-    values = {"experts_fraction": 0.5, "kernels": "reference", "device": "cpu", "context": 4096, "lanes": 1}
-    return EngineConfig(model=model, **(values | more))
-
-
-def gone(pid: int | None) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-def until(holds: Callable[[], object], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_a_model_is_opened(running: Listening) -> None:
@@ -288,161 +175,6 @@ def test_nothing_that_is_printed_spoils_the_events(tmp_path: Path) -> None:
     assert listening.deaths == [] and len(listening.events) == 1
 
 
-def test_a_killed_engine_is_told_of_and_can_be_started_again(running: Listening) -> None:
-    client, board, pid = running.client, Path(running.ready.board), running.client.pid
-    client.chat(HELLO, LONG)
-    running.wait(Text)
-    assert pid is not None and board.exists()
-    os.kill(pid, signal.SIGKILL)
-    reason = running.wait_for_death()
-    assert reason == "the engine was killed by SIGKILL: out of memory?"
-    assert client.died == reason and not client.alive
-    assert gone(pid) and not board.exists()
-    client.chat(HELLO)  # to nobody, and nobody is hurt
-    client.stop()
-
-    running.deaths.clear()
-    ready = running.wait(Ready, client.restart())
-    second = client.pid
-    assert client.died == "" and second not in (None, pid) and Path(ready.board).exists()
-    with pytest.raises(EngineBroken, match="runs already"):
-        client.start()
-    running.events.clear()
-    client.chat(HELLO, LONG)
-    running.wait(Text)
-    client.close()  # in the middle of an answer
-    assert gone(second) and not Path(ready.board).exists()
-    assert running.deaths == [] and not client.alive
-    client.close()
-
-
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGSEGV])
-def test_other_ends_have_other_reasons(listening: Listening, how: signal.Signals) -> None:
-    client = listening.client
-    with pytest.raises(EngineBroken, match="nothing was open"):
-        client.restart()
-    client.start()
-    pid = client.pid
-    listening.wait(Failed, client.chat(HELLO))
-    assert pid is not None
-    os.kill(pid, signal.SIGINT)  # Ctrl-C is not for it
-    listening.wait(Failed, client.chat(HELLO))
-    os.kill(pid, how)
-    reason = listening.wait_for_death()
-    assert (
-        reason
-        == {
-            signal.SIGTERM: "the engine ended with status 0",
-            signal.SIGSEGV: "the engine was killed by SIGSEGV",
-        }[how]
-    )
-    assert gone(pid)
-
-
-def test_a_stopped_process_blocks_nobody_and_can_be_killed(listening: Listening) -> None:
-    listening.client.start()
-    pid = listening.client.pid
-    assert pid is not None
-    os.kill(pid, signal.SIGSTOP)
-    for _ in range(200):
-        listening.client.count_tokens([[{"role": "user", "content": "x" * 10_000}]])
-    listening.client.kill()
-    assert gone(pid)
-
-
-def test_a_process_that_cannot_be_started_says_so(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    client = EngineClient(os.environ, tmp_path / "file" / "engine.log", tmp_path)
-    with pytest.raises(EngineBroken, match="cannot be started"):
-        client.start()
-    assert not client.alive
-
-
-def test_what_it_said_last_is_the_reason(tmp_path: Path) -> None:
-    client = EngineClient({**os.environ, "PYTHONHOME": "/nowhere"}, tmp_path / "log", tmp_path)
-    listening = Listening(client)
-    client.start()
-    reason = listening.wait_for_death()
-    assert reason.startswith("the engine ended with status 1: ")
-    assert (tmp_path / "log").read_text()
-
-
-DRIVER = """
-import os, sys, threading
-from pathlib import Path
-from offload.config import EngineConfig, Sampling
-from offload.service.client import EngineClient
-from offload.service.messages import Failed, Ready, Text
-
-model, folder, hold = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "hold"
-client = EngineClient(os.environ, folder / "log", folder / "boards")
-board, said = "-", threading.Event()
-
-def tell(event):
-    global board
-    if isinstance(event, Ready):
-        board = event.board
-        client.chat([{"role": "user", "content": "Hello"}], Sampling(max_new_tokens=4000, temperature=0))
-    if isinstance(event, (Text, Failed)):
-        said.set()
-
-client.events(tell)
-client.start()
-holder = 0
-if hold:
-    client.stop()
-    client.chat([])
-    holder = os.fork()  # has the other end of the pipe
-    if not holder:
-        threading.Event().wait()
-else:
-    client.open(EngineConfig(model=model, experts_fraction=0.5, kernels="reference", device="cpu", lanes=1))
-said.wait()
-print(client.pid, holder, board, flush=True)
-threading.Event().wait()
-"""
-
-
-@pytest.mark.parametrize("hold", [False, True], ids=["pipe closes", "another process holds the pipe"])
-def test_the_engine_does_not_outlive_whoever_drives_it(model: Path, tmp_path: Path, hold: bool) -> None:
-    driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(model), str(tmp_path), "hold" if hold else ""],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert driver.stdout is not None
-    pid, holder, board = driver.stdout.readline().split()
-    try:
-        assert not gone(int(pid))
-        assert hold or Path(board).exists()
-        driver.kill()
-        driver.wait()
-        until(lambda: gone(int(pid)))
-        assert list((tmp_path / "boards").glob("*")) == []
-        assert not hold or not gone(int(holder))
-    finally:
-        if hold:
-            os.kill(int(holder), signal.SIGKILL)
-        driver.stdout.close()
-
-
-@pytest.mark.slow
-def test_the_engine_takes_its_own_children_along(listening: Listening, model: Path, tmp_path: Path) -> None:
-    # Compiling kernels is a child of the engine's, and takes half a minute.
-    listening.client = client = EngineClient(
-        {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "kernels")}, tmp_path / "log", tmp_path / "boards"
-    )
-    client.start()
-    client.open(config(model, kernels="fast"))
-    assert client.pid is not None
-    host = psutil.Process(client.pid)
-    until(lambda: host.children())
-    child = host.children()[0].pid
-    client.close()
-    assert gone(host.pid) and gone(child)
-
-
 def test_watching_and_driving_import_nothing_heavy() -> None:
     script = (
         "import sys\nimport offload.service.messages, offload.service.client\n"
@@ -451,18 +183,3 @@ def test_watching_and_driving_import_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "\n"
-
-
-@pytest.mark.skipif(_TGKILL is None, reason="it is not known here how to signal one thread of another process")
-def test_a_signal_is_heard_on_whichever_thread(listening: Listening) -> None:
-    client = listening.client
-    client.start()
-    listening.wait(Failed, client.chat(HELLO))
-    pid = client.pid
-    assert pid is not None
-    # The main thread stays in its read, as it does where the signal comes just before that read begins.
-    other = max(thread.id for thread in psutil.Process(pid).threads())
-    assert other != pid
-    assert ctypes.CDLL(None).syscall(_TGKILL, pid, other, int(signal.SIGTERM)) == 0
-    assert listening.wait_for_death() == "the engine ended with status 0"
-    assert gone(pid)
