@@ -11,9 +11,12 @@ from __future__ import annotations
 import os
 import signal
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +24,11 @@ import psutil
 
 from offload.service.board import BoardReader, list_boards
 from offload.telemetry.frame import DECODE
+from profiles.paths import boards_dir, cache_dir
+
+FINEMOE = [sys.executable, "-m", "finemoe_cli"]
+LONG = "Write a very long story with many chapters about a fox."
+"""Answered with thousands of tokens by the demo model."""
 
 SETTLE_S = 0.5
 """Of each turn, before anything is counted: what was late while it was stopped is caught up with."""
@@ -43,11 +51,6 @@ class Program:
     core_s: float = 0.0
     turns_s: float = 0.0
     _stopped: list[int] = field(default_factory=list)
-
-    @property
-    def decoding(self) -> bool:
-        """Whether its answer still goes on."""
-        return self.board.frame().phase == DECODE
 
     def stop(self) -> None:
         """Stop the process and all that it has started."""
@@ -96,27 +99,63 @@ def answering(pid: int, boards: Path, patience_s: float = 300.0) -> Program:
             family = {pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))}
         except psutil.NoSuchProcess:
             break
+        found: Program | None = None
         for board in list_boards(boards):
-            if board.facts.pid in family and board.frame().phase == DECODE:
-                program = Program(pid, board)
-                program.stop()
-                return program
-            board.close()
+            if found is None and board.facts.pid in family and board.frame().phase == DECODE:
+                found = Program(pid, board)
+                found.stop()
+            else:
+                board.close()
+        if found is not None:
+            return found
         time.sleep(LOOK_S)
     raise TimeoutError("a program does not answer")
+
+
+@contextmanager
+def answering_of(arguments: Sequence[str]) -> Iterator[Program]:
+    """A command of finemoe, stopped in its answer; what it prints is thrown away."""
+    with home() as env, subprocess.Popen([*FINEMOE, *arguments], env=env, stdout=subprocess.DEVNULL) as process:
+        try:
+            yield answering(process.pid, boards_dir())
+        finally:
+            process.kill()
+
+
+@contextmanager
+def home() -> Iterator[dict[str, str]]:
+    """An environment with no settings and nothing kept."""
+    with tempfile.TemporaryDirectory() as folder:
+        env = {
+            **os.environ,
+            "TERM": "xterm-256color",
+            "FINEMOE_CACHE_DIR": str(cache_dir()),
+            "FINEMOE_CONFIG_DIR": f"{folder}/config",
+            "FINEMOE_DATA_DIR": f"{folder}/data",
+        }
+        yield env
 
 
 def turns(one: Program, other: Program, pairs: int, seconds: float) -> list[tuple[float, float]]:
     """Tokens a second of both, pair by pair, until there are as many or an answer ends. Who begins changes."""
     rates: list[tuple[float, float]] = []
     for number in range(pairs):
-        order = (one, other) if number % 2 else (other, one)
-        found = {id(program): program.turn(seconds) for program in order}
-        first, second = found[id(one)], found[id(other)]
+        if number % 2:
+            first, second = one.turn(seconds), other.turn(seconds)
+        else:
+            second, first = other.turn(seconds), one.turn(seconds)
         if first is None or second is None:
             break
         rates.append((first, second))
     return rates
+
+
+def rates_said(names: Sequence[str], pairs: Sequence[tuple[float, float]]) -> list[str]:
+    """A line of the tokens a second of each of the two."""
+    return [
+        f"{name}: median {statistics.median(rates):.1f} tok/s ({min(rates):.1f} to {max(rates):.1f})"
+        for name, rates in zip(names, zip(*pairs, strict=True), strict=True)
+    ]
 
 
 def ratios_said(name: str, pairs: Sequence[tuple[float, float]]) -> str:

@@ -16,39 +16,43 @@ terminal would show; its own time is in it.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import psutil
 
-from benchmarks.alternating import Program, answering, ratios_said, turns
-from profiles.paths import boards_dir, cache_dir
+from benchmarks.alternating import (
+    FINEMOE,
+    LONG,
+    Program,
+    answering,
+    answering_of,
+    home,
+    rates_said,
+    ratios_said,
+    turns,
+)
+from profiles.paths import boards_dir
 from tests.support.terminal import Terminal
 
-LONG = "Write a very long story with many chapters about a fox."
 QUESTION = "Explain how rivers shape the land around them."
 SIZE = (160, 48)
-FINEMOE = [sys.executable, "-m", "finemoe_cli"]
 CHAT = [*FINEMOE, "chat", "--layout", "side"]
-LOOK_S = 0.2
 LETTERS = "xyzw"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=60, help="of turns; 0: keys only")
+    parser.add_argument("--pairs", type=int, default=60, help="of turns, two at least; 0: keys only")
     parser.add_argument("--turn", type=float, default=2.5, metavar="SECONDS")
     parser.add_argument("--policy", default="auto")
     parser.add_argument("--keys", type=int, default=12, help="0: speed only")
     options = parser.parse_args()
+    if options.pairs == 1:
+        parser.error("one pair has no spread")
     if options.pairs:
         _speed(options.pairs, options.turn, options.policy)
     if options.keys:
@@ -59,50 +63,32 @@ def _speed(pairs: int, seconds: float, policy: str) -> None:
     given = ["-t", "0.9", "--seed", "3", "-n", "3000", "--context", "4096", "--policy", policy]
     rates: list[tuple[float, float]] = []
     core_s = turns_s = 0.0
-    rss = drawn_bytes = 0
+    rss = 0
     while len(rates) < pairs:
-        with run_answering([*given, LONG]) as run, chat_answering(given, LONG) as (chat, drawn):
-            before = drawn.count
+        with answering_of(["run", "-q", *given, LONG]) as run, chat_answering(given, LONG) as chat:
             found = turns(run, chat, pairs - len(rates), seconds)
             if not found:
                 raise SystemExit("the answers are shorter than two turns")
             rates += found
             core_s, turns_s = core_s + chat.core_s, turns_s + chat.turns_s
-            drawn_bytes += drawn.count - before
             rss = max(rss, psutil.Process(chat.pid).memory_info().rss)
-    for kind, values in zip(("run", "chat"), zip(*rates, strict=True), strict=True):
-        print(f"{kind}: median {statistics.median(values):.1f} tok/s ({min(values):.1f} to {max(values):.1f})")
+    print(*rates_said(("run", "chat"), rates), sep="\n")
     print(ratios_said("chat / run", rates))
-    print(
-        f"the screen's process while the answer came: {core_s / turns_s:.1%} of a core, {rss / 2**20:.0f} MiB, "
-        f"{drawn_bytes / turns_s / 1e3:.0f} kB/s drawn"
-    )
+    print(f"the screen's process while the answer came: {core_s / turns_s:.1%} of a core, {rss / 2**20:.0f} MiB")
 
 
 @contextmanager
-def run_answering(arguments: Sequence[str]) -> Iterator[Program]:
-    """`finemoe run`, stopped in its answer; its text is thrown away."""
-    with (
-        home() as env,
-        subprocess.Popen([*FINEMOE, "run", "-q", *arguments], env=env, stdout=subprocess.DEVNULL) as process,
-    ):
-        try:
-            yield answering(process.pid, boards_dir())
-        finally:
-            process.kill()
-
-
-@contextmanager
-def chat_answering(given: Sequence[str], question: str) -> Iterator[tuple[Program, Drawn]]:
+def chat_answering(given: Sequence[str], question: str) -> Iterator[Program]:
     """A chat that is stopped in an answer, on a terminal which nobody looks at."""
-    with home() as env, Terminal([*CHAT, *given], env, SIZE) as terminal, drained(terminal) as drawn:
-        _until(lambda: drawn.prompt, 30)
+    with home() as env, Terminal([*CHAT, *given], env, SIZE) as terminal, drained(terminal) as prompt_drawn:
+        if not prompt_drawn.wait(30):
+            raise TimeoutError("the chat does not begin")
         # The question waits for the model by itself.
         terminal.type(question)
         terminal.press("enter")
         program = answering(terminal.process.pid, boards_dir())
         try:
-            yield program, drawn
+            yield program
         finally:
             program.go()
             terminal.press("ctrl+q")
@@ -131,54 +117,19 @@ def _keys(count: int, given: list[str]) -> None:
 
 
 @contextmanager
-def home() -> Iterator[dict[str, str]]:
-    """An environment with no settings and nothing kept."""
-    with tempfile.TemporaryDirectory() as folder:
-        env = {
-            **os.environ,
-            "TERM": "xterm-256color",
-            "FINEMOE_CACHE_DIR": str(cache_dir()),
-            "FINEMOE_CONFIG_DIR": f"{folder}/config",
-            "FINEMOE_DATA_DIR": f"{folder}/data",
-        }
-        yield env
-
-
-@dataclass(slots=True)
-class Drawn:
-    """What was written to a terminal so far.
-
-    Attributes:
-        count: How many bytes.
-        prompt: Whether the prompt was among them.
-    """
-
-    count: int = 0
-    prompt: bool = False
-
-
-@contextmanager
-def drained(terminal: Terminal) -> Iterator[Drawn]:
-    """Reads what a terminal is written and throws it away."""
-    drawn = Drawn()
+def drained(terminal: Terminal) -> Iterator[threading.Event]:
+    """Reads what a terminal is written and throws it away; says when the prompt was among it."""
+    prompt = threading.Event()
 
     def drain() -> None:
         while data := terminal.read():
-            drawn.count += len(data)
-            drawn.prompt = drawn.prompt or b"Ask anything" in data
+            if b"Ask anything" in data:
+                prompt.set()
 
     thread = threading.Thread(target=drain, daemon=True)
     thread.start()
-    yield drawn
+    yield prompt
     thread.join(10)
-
-
-def _until(happened: Callable[[], object], patience: float = 300.0) -> None:
-    deadline = time.monotonic() + patience
-    while not happened():
-        if time.monotonic() > deadline:
-            raise TimeoutError("the chat does not answer")
-        time.sleep(LOOK_S)
 
 
 if __name__ == "__main__":
