@@ -52,6 +52,10 @@ def main() -> None:
 
     tokenizer = ChatTokenizer.open(folder)
     step("tokenizer of the model")
+    from offload.runtime.libraries import give_back_libraries
+
+    give_back_libraries()
+    step("code that only starting needed, given back")
     from offload import Engine, EngineConfig
 
     del tokenizer

@@ -6,8 +6,9 @@ import psutil
 import torch
 
 from offload.errors import ConfigError
+from offload.runtime.libraries import RETURNING_BYTES, give_back_libraries
 from offload.telemetry.probes import HostProbe
-from offload.telemetry.process import peak_resident_bytes, settled_resident_bytes
+from offload.telemetry.process import peak_resident_bytes, resident_bytes, settled_resident_bytes
 from offload.units import MIB
 
 CUDA_CONTEXT_BYTES = 512 * MIB
@@ -31,8 +32,16 @@ def choose_device(name: str) -> torch.device:
 
 
 def base_bytes(device: torch.device) -> int:
-    """What is taken before a weight is read: by the process, or on CUDA by the context (an estimate)."""
-    return settled_resident_bytes() if device.type == "cpu" else CUDA_CONTEXT_BYTES
+    """What is taken before a weight is read: by the process, or on CUDA by the context (an estimate).
+
+    Of the process's libraries it counts what stays, and what answering will bring back.
+    """
+    if device.type != "cpu":
+        return CUDA_CONTEXT_BYTES
+    before = settled_resident_bytes()
+    if not give_back_libraries():
+        return before
+    return min(before, resident_bytes() + RETURNING_BYTES)
 
 
 def device_memory_bytes(device: torch.device) -> int:

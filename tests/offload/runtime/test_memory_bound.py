@@ -72,11 +72,11 @@ def peak_of(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("budget_mib", "prompt_tokens", "context", "kernels"),
     [
-        (880, 1500, 2048, "fast"),
+        (760, 1500, 2048, "fast"),
         (1300, 600, 4096, "reference"),
         pytest.param(1000, 40, 4096, "fast", marks=SLOW),
         pytest.param(1700, 1200, 2048, "fast", marks=SLOW),
-        pytest.param(900, 4000, 4096, "fast", marks=SLOW),
+        pytest.param(800, 4000, 4096, "fast", marks=SLOW),
         pytest.param(1200, 4000, 8192, "reference", marks=SLOW),
     ],
 )
