@@ -109,7 +109,7 @@ def measure(
         with Cap(limit, how) as cap:
             worker = subprocess.Popen(
                 cap.command(setting.command(one, order)),
-                env=setting.environment(),
+                env=setting.environment(one),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -247,7 +247,7 @@ def _reference(setting: Setting, prompt: list[int], tokens: int) -> list[int]:
             path = Path(folder) / "order.json"
             path.write_text(json.dumps(order), encoding="utf-8")
             done = subprocess.run(
-                setting.command(one, path), env=setting.environment(), capture_output=True, text=True
+                setting.command(one, path), env=setting.environment(one), capture_output=True, text=True
             )
         if done.returncode == 0:
             ids: list[int] = json.loads(done.stdout.strip().splitlines()[-1])["likeliest"]

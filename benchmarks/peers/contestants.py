@@ -120,10 +120,14 @@ class Setting:
             return [str(self._llama_python()), str(Path(__file__).with_name("llama_worker.py")), str(order)]
         return [sys.executable, "-m", "benchmarks.peers.python_worker", str(order)]
 
-    def environment(self) -> dict[str, str]:
-        """All workers'."""
-        count = str(self.threads)
-        return {**os.environ, "OMP_NUM_THREADS": count, "OMP_WAIT_POLICY": "PASSIVE"}
+    def environment(self, one: Contestant) -> dict[str, str]:
+        """A worker's: each peer as it is by itself, torch's threads asleep while they wait.
+
+        llama.cpp has hundreds of barriers a token; where its threads slept at each of them it would be slower.
+        """
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+        environment["OMP_NUM_THREADS"] = str(self.threads)
+        return environment if one.who == "llama.cpp" else environment | {"OMP_WAIT_POLICY": "PASSIVE"}
 
     def drop_from_cache(self) -> None:
         """Make every file cold that a contestant may read."""
