@@ -1,6 +1,6 @@
 """How near the decode kernels come to the speed of memory: products of one vector with matrices of each precision.
 
-    python -m benchmarks.kernel_rate [--megabytes 256] [--seconds 1] [--rounds 5] [--json FILE]
+    python -m benchmarks.kernel_rate [--megabytes 1024] [--seconds 1] [--rounds 5] [--json FILE]
 
 For each precision and each shape a buffer that no cache holds is filled with matrices, which are multiplied with
 a vector one after another, as a decoded token does, on one thread. Quoted are bytes of weights a second over the
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import mmap
 import statistics
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from offload.memory.pages import huge_pages
 from offload.precision import PRECISIONS, Precision, matrix_bytes
 from offload.runtime.decode import ITEMS
 from offload.runtime.kernels import quantised  # noqa: F401  What it adds to matvec.
@@ -58,12 +58,12 @@ def multiply(weights, stride, count, rows, x, out, levels):  # type: ignore[no-u
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=256, help="of the buffer")
+    parser.add_argument("--megabytes", type=int, default=1024, help="of the buffer")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.3, help="of each measurement")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
-    buffer = np.frombuffer(mmap.mmap(-1, options.megabytes << 20), np.uint8)
+    buffer = huge_pages(options.megabytes << 20)
     buffer[:] = 0  # so that it is memory of its own and not the page of zeros
     words = buffer.view(np.uint64)
     rows_of_json = []

@@ -8,7 +8,6 @@ block is laid out layer by layer in the order the decode kernels want, and the m
 
 from __future__ import annotations
 
-import mmap
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from offload.errors import CorruptCheckpoint, UnsupportedModel
+from offload.memory.pages import huge_pages
 from offload.models import ModelSpec
 from offload.models.architecture import Architecture
 from offload.precision import BF16, Precision, dense_precision
@@ -136,9 +136,7 @@ class DenseWeights:
 
     def __init__(self, layout: DenseLayout) -> None:
         self.layout = layout
-        memory = mmap.mmap(-1, max(2 * layout.size, mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        memory.madvise(mmap.MADV_HUGEPAGE)
-        self.bits: NDArray[np.uint16] = np.frombuffer(memory, np.uint16)[: layout.size]
+        self.bits: NDArray[np.uint16] = huge_pages(2 * layout.size).view(np.uint16)[: layout.size]
 
     @property
     def nbytes(self) -> int:

@@ -10,14 +10,16 @@ from collections.abc import Callable
 from time import perf_counter
 
 import numpy as np
+from numpy.typing import NDArray
 
 from offload.files import Progress
+from offload.memory.pages import huge_pages
 from offload.runtime.compile import compile_kernels
 
 _SECONDS = 0.7
 _HIDDEN = 2048
-_ROWS = 1 << 15
-"""A matrix of 128 MiB: more than caches hold."""
+_ROWS = 1 << 16
+"""A matrix of 256 MiB: more than caches hold."""
 FEW_TOKENS = 3
 """Rows that an expert gets of a short prompt."""
 PROMPT_TOKENS = 40
@@ -28,7 +30,7 @@ def measure_kernel_rate(seconds: float = _SECONDS, rows: int = _ROWS, progress: 
     compile_kernels(progress)
     from offload.runtime.kernels import bf16
 
-    table = np.ones((rows, _HIDDEN), np.uint16)
+    table = _weights(rows)
     x, normed = np.ones(_HIDDEN, np.float32), np.empty(_HIDDEN, np.float32)
     norm, logits = np.ones(_HIDDEN, np.uint16), np.empty(rows, np.float32)
     eps, levels = np.float32(1e-6), (np.empty(0, np.int16), np.empty(0, np.int32))
@@ -47,13 +49,21 @@ def measure_prompt_rates(seconds: float = _SECONDS, rows: int = _ROWS) -> tuple[
     from torch.nn.functional import linear
 
     torch.set_num_threads(psutil.cpu_count(logical=False) or 1)  # As the engine does.
-    weights = torch.ones(rows, _HIDDEN, dtype=torch.bfloat16)
+    weights = torch.from_numpy(_weights(rows)).view(torch.bfloat16)
     few = torch.ones(FEW_TOKENS, _HIDDEN, dtype=torch.bfloat16)
     prompt = torch.ones(PROMPT_TOKENS, _HIDDEN, dtype=torch.bfloat16)
     with torch.inference_mode():
         rate = weights.nbytes / _median(lambda: linear(few, weights), seconds)
         operations = 2 * PROMPT_TOKENS * weights.numel() / _median(lambda: linear(prompt, weights), seconds)
     return rate, operations
+
+
+def _weights(rows: int) -> NDArray[np.uint16]:
+    """[rows, _HIDDEN] bfloat16 bits, lying as a model's weights do."""
+    nbytes = 2 * rows * _HIDDEN
+    weights = huge_pages(nbytes)[:nbytes].view(np.uint16).reshape(rows, _HIDDEN)
+    weights[:] = 0x3F80
+    return weights
 
 
 def _median(work: Callable[[], object], seconds: float) -> float:

@@ -12,6 +12,8 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
+from offload.runtime.kernels.rows import bf16_dot
+
 OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "fastmath": True, "error_model": "numpy"}
 INSIDE: dict[str, Any] = {"fastmath": True, "error_model": "numpy"}
 """Of what is chosen by types: compiled as a part of kernels only."""
@@ -55,12 +57,7 @@ def _matvec_bf16(weights, at, rows, x, out, levels):
     def bf16(weights, at, rows, x, out, levels):
         columns = x.shape[0]
         for r in range(rows):
-            start = at + r * columns
-            row = weights[start : start + columns]
-            total = np.float32(0.0)
-            for c in range(columns):
-                total += widen(row[c]) * x[c]
-            out[r] = total
+            out[r] = bf16_dot(weights, at + r * columns, columns, x)
 
     return bf16
 

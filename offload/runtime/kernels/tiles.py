@@ -30,10 +30,12 @@ from offload.runtime.kernels.vectors import (
     constant,
     data,
     load,
+    prefetch,
     shuffle,
     splat,
     store,
     vector,
+    widened,
 )
 
 _CHAINS = 4  # independent sums, so that none waits for the one before
@@ -55,6 +57,8 @@ def int8_tile(
         out = data(context, builder, signature, arguments, 5)
         body = builder.gep(tile, [I64(4 * LANES)])
         with Loop(builder, columns, 2 * _CHAINS, [constant(I32, 0)] * _CHAINS) as loop:
+            turn = builder.gep(body, [builder.mul(loop.index, I64(LANES))])
+            prefetch(builder, turn, 2 * _CHAINS * LANES)
             for chain in range(_CHAINS):
                 column = builder.add(loop.index, I64(2 * chain))
                 place = builder.gep(body, [builder.mul(column, I64(LANES))])
@@ -98,6 +102,7 @@ def int4_tile(
         with Loop(builder, builder.sdiv(columns, I64(GROUP)), 1, [constant(F32, 0.0)]) as loop:
             group = builder.gep(tile, [builder.mul(loop.index, I64(INT4_GROUP_BYTES))])
             column = builder.mul(loop.index, I64(GROUP))
+            prefetch(builder, group, INT4_GROUP_BYTES)
             # The high halves are summed as they stand, sixteen times too large, and all shifted together.
             lows = highs = constant(I32, 0)
             for part in range(GROUP // 4):
@@ -109,8 +114,8 @@ def int4_tile(
                 highs = _add_pairs(builder, highs, builder.and_(both, high), _pair(builder, levels, second))
             total = builder.sitofp(builder.add(lows, builder.ashr(highs, constant(I32, 4))), vector(F32))
             levels_sum = builder.sitofp(builder.load(builder.gep(sums, [loop.index])), F32)
-            minima = _widened(builder, builder.gep(group, [I64(2 * LANES)]))
-            for factor, term in ((_widened(builder, group), total), (minima, splat(builder, levels_sum))):
+            minima = widened(builder, builder.gep(group, [I64(2 * LANES)]))
+            for factor, term in ((widened(builder, group), total), (minima, splat(builder, levels_sum))):
                 scaled = builder.fmul(factor, term, flags=("fast",))
                 loop.sums[0] = builder.fadd(loop.sums[0], scaled, flags=("fast",))
         product = builder.fmul(loop.sums[0], splat(builder, step))
@@ -118,12 +123,6 @@ def int4_tile(
         return context.get_dummy_value()
 
     return types.void(weights, types.int64, types.int64, levels, sums, types.float32, out, types.int64), generate
-
-
-def _widened(builder: Any, place: Any) -> Any:
-    """Sixteen bfloat16 numbers as float32."""
-    bits = builder.zext(load(builder, place, vector(I16)), vector(I32))
-    return builder.bitcast(builder.shl(bits, constant(I32, 16)), vector(F32))
 
 
 def _pair(builder: Any, levels: Any, column: Any) -> Any:
