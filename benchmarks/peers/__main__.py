@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -124,10 +125,15 @@ def measure(
             peak = cap.peak_bytes
             facts: Result = {"capped": cap.kind, "peak_bytes": peak, "resident_bytes": watched.peak}
     if worker.returncode != 0:
-        killed = "killed: out of memory" if worker.returncode == -9 else last_line(said)
-        return facts | {"failed": killed}
+        return facts | {"failed": _ending(worker.returncode, said)}
     said_last: Result = json.loads(out.strip().splitlines()[-1])
     return facts | said_last | _speeds(said_last, answer)
+
+
+def _ending(code: int, said: str) -> str:
+    if code == -signal.SIGKILL:
+        return "killed: out of memory"
+    return f"ended by {signal.Signals(-code).name}" if code < 0 else last_line(said)
 
 
 def _communicate(worker: subprocess.Popen[str], watched: _Resident, seconds: float) -> tuple[str, str]:

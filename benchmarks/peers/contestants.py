@@ -14,6 +14,11 @@ from typing import Any
 LLAMA_CPP = "llama-cpp-python==0.3.36"
 """Built from source by pip, with the instructions that this processor has: ten minutes on two cores, once."""
 
+LLAMA_CPP_BUILD = {"CMAKE_ARGS": "-DLLAVA_BUILD=OFF"}
+"""Only what takes part."""
+NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+"""Virtual machines may name these instructions and not have them; the build for this processor would end at one."""
+
 BUDGET_SHARE = 0.955
 """Of the limit, for finemoe's budget, which it may overstep by 3 %; the rest is page tables and open files."""
 ACCELERATE_SPARE = 700 << 20
@@ -142,7 +147,12 @@ class Setting:
         if not python.exists():
             print(f"building {LLAMA_CPP}; ten minutes, once", file=sys.stderr)
             venv.create(place, with_pip=True)
-            done = subprocess.run([python, "-m", "pip", "install", "-q", LLAMA_CPP], capture_output=True, text=True)
+            environment = {**os.environ, **LLAMA_CPP_BUILD}
+            if "amx_tile" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace"):
+                environment |= {"CFLAGS": NO_AMX, "CXXFLAGS": NO_AMX}
+            # No cache: a wheel in it may have been built otherwise.
+            command = [python, "-m", "pip", "install", "-q", "--no-cache-dir", LLAMA_CPP]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
             if done.returncode != 0:
                 shutil.rmtree(place)
                 raise NoPeer(f"{LLAMA_CPP} cannot be installed: {last_line(done.stderr)}; it needs cmake and C++")
