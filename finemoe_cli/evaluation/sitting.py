@@ -20,6 +20,8 @@ from finemoe_cli.evaluation.runner import Runner, Stopped
 from finemoe_cli.evaluation.summary import summarise
 from finemoe_cli.output import Output
 from offload.errors import ConfigError
+from ui.progress import stage_words
+from ui.text import clock
 
 _WORDS = {
     "asked": "other options",
@@ -140,15 +142,20 @@ def _other(path: Path, what: str) -> ConfigError:
 def _progress(output: Output, bars: Callable[[str, int, int], None] | None) -> Callable[[str, int, int], None]:
     """A bar with the time that is left on a terminal; elsewhere a line for each tenth."""
     began: dict[str, tuple[float, int]] = {}
+    last: dict[str, int] = {}
     on_terminal = sys.stderr.isatty()
 
     def tell(stage: str, done: int, total: int) -> None:
-        start, before = began.setdefault(stage, (time.monotonic(), done))
         if bars is not None and on_terminal:
             bars(stage, done, total)
-        elif stage == "evaluate" and before < done < total and done * 10 // total != (done - 1) * 10 // total:
+            return
+        if stage not in began or done < last[stage]:  # Each policy that learns, and each engine, has a history.
+            began[stage] = time.monotonic(), done
+        last[stage] = done
+        start, before = began[stage]
+        if before < done < total and done * 10 // total != (done - 1) * 10 // total:
             left = (time.monotonic() - start) / (done - before) * (total - done)
-            output.note(f"{done} of {total} conversations, {left:.0f} s left")
+            output.note(f"{stage_words(stage)}: {done} of {total}, {clock(left)} left")
 
     return tell
 
