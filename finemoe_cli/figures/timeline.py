@@ -18,7 +18,7 @@ COMBINATIONS = 6
 
 _LEAST = 0.02
 """Height of a token without a hit, so that its time is seen."""
-_PROMPT: dict[str, Any] = {"facecolor": "#b9c0cc", "edgecolor": PAPER, "hatch": "--"}
+_PROMPT: dict[str, Any] = {"facecolor": "#b9c0cc", "edgecolor": PAPER, "hatch": "--", "linewidth": 0}
 _COMPUTING: dict[str, Any] = {"facecolor": "#8fb4ea", "edgecolor": PAPER, "hatch": ""}
 _WAITING: dict[str, Any] = {"facecolor": "#0f3a86", "edgecolor": "#c8d6ee", "hatch": "////"}
 
