@@ -19,7 +19,7 @@ from finemoe_cli.evaluation.report import PAGE, draw_page, write_report
 from finemoe_cli.evaluation.runner import Runner, Stopped
 from finemoe_cli.evaluation.summary import summarise
 from finemoe_cli.output import Output
-from offload.errors import ConfigError
+from offload.errors import ConfigError, StorageError
 from ui.progress import stage_words
 from ui.text import clock
 
@@ -129,8 +129,12 @@ def sit(plan: Plan, folder: RunFolder, side_by_side: int | None, output: Output)
 
 
 def _draw(folder: RunFolder, output: Output) -> None:
-    with output.waiting("drawing the figures"):
-        draw_page(folder.path)
+    """Write the page. Where that fails, what was measured is there all the same, and is shown and judged."""
+    try:
+        with output.waiting("drawing the figures"):
+            draw_page(folder.path)
+    except StorageError as error:
+        output.warn(f"{error.message}; {error.hint}")
 
 
 def _other(path: Path, what: str) -> ConfigError:
