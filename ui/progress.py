@@ -73,8 +73,14 @@ _STAGES = {
     "load": "loading the model",
     "calibrate": "measuring the disk",
     "measure": "measuring",
+    "history": "learning from the history",
+    "evaluate": "evaluating",
+    "check": "asking the resident model",
 }
 """Stages in words; one that is not here is shown by its name."""
+
+
+_DAYS_S = 7 * 24 * 3600.0
 
 
 def stage_words(stage: str) -> str:
@@ -103,6 +109,8 @@ class StageProgress:
             TaskProgressColumn(),
             TimeElapsedColumn(),
             *([TimeRemainingColumn()] if eta else []),
+            # Of the whole stage: one step of an evaluation may take longer than the half minute that Rich looks at.
+            speed_estimate_period=_DAYS_S,
             console=console,
             transient=transient,
             disable=not console.is_terminal,

@@ -1,4 +1,4 @@
-"""Text of a model, made safe to show in a terminal."""
+"""Text to show in a terminal: what a model says, made safe, and counts and times in words."""
 
 from __future__ import annotations
 
@@ -16,3 +16,15 @@ def without_controls(text: str) -> str:
     the rest.
     """
     return _CONTROLS.sub("", text)
+
+
+def many(count: int, one: str, more: str = "") -> str:
+    """``1 reply``, ``2,000 replies``; without `more`, an s is put behind."""
+    return f"{count:,} {one if count == 1 else more or one + 's'}"
+
+
+def clock(seconds: float) -> str:
+    """``1:05``, ``1:02:03``."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

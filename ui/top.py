@@ -14,6 +14,7 @@ from offload.memory.residency import RESIDENT
 from offload.telemetry.counters import LayerCounts, Phase, phase_counts
 from offload.telemetry.frame import DECODE, Frame, TokenRecord
 from offload.units import MIB, format_bytes
+from ui.text import many
 
 PHASES = ("idle", "prefill", "decode", "loading")
 """Names of `Frame.phase`."""
@@ -87,7 +88,7 @@ def top_rows(numbers: Numbers) -> list[tuple[str, str]]:
         ("process", _join(f"{facts['pid']}", f"finemoe {facts['command']}", facts["model"], facts["device"])),
         (
             "phase",
-            _join(numbers["phase"], _many(numbers["requests"], "request"), _many(numbers["tokens"], "token")),
+            _join(numbers["phase"], many(numbers["requests"], "request"), many(numbers["tokens"], "token")),
         ),
         ("speed", _speed(numbers)),
     ]
@@ -178,10 +179,6 @@ def _policy(numbers: Numbers) -> str:
         numbers["facts"]["precision"],
         numbers["note"],
     )
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def _number(value: float | None, form: str) -> str:

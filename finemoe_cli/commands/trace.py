@@ -15,6 +15,7 @@ from finemoe_cli import options
 from finemoe_cli.datasets.conversation import Conversation
 from finemoe_cli.datasets.reader import read_prompts
 from finemoe_cli.datasets.sample import load_sample
+from finemoe_cli.datasets.skipped import tell_skipped
 from finemoe_cli.models import ensure_model
 from finemoe_cli.output import Output
 from finemoe_cli.signals import interrupts
@@ -236,7 +237,5 @@ def _conversations(
             raise ConfigError(f"there is no dataset '{dataset}'", "sample, or a file of your own with --prompts")
         return load_sample(limit)
     read = read_prompts(prompts, limit)
-    if read.skipped_rows:
-        first = read.skipped[0]
-        output.warn(f"{read.skipped_rows} rows of {prompts} were skipped; row {first.row}: {first.reason}")
+    tell_skipped(output, prompts, [str(problem) for problem in read.skipped], read.skipped_rows)
     return read.conversations

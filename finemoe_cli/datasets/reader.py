@@ -29,6 +29,9 @@ class RowProblem:
     reason: str
     """Why, in words that follow "row 7: "."""
 
+    def __str__(self) -> str:
+        return f"row {self.row}: {self.reason}"
+
 
 @dataclass(frozen=True)
 class ReadResult:
@@ -80,7 +83,7 @@ def read_prompts(path: Path, limit: int | None = None) -> ReadResult:
         rows_read = "the only row" if skipped_rows == 1 else f"none of the {skipped_rows} rows"
         cannot = "cannot be used" if skipped_rows == 1 else "can be used"
         raise DatasetError(
-            f"{rows_read} of {path} {cannot}: row {problems[0].row}: {problems[0].reason}",
+            f"{rows_read} of {path} {cannot}: {problems[0]}",
             _HOW,
         )
     return ReadResult(tuple(conversations), tuple(problems), skipped_rows)

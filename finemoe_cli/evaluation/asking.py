@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from finemoe_cli.datasets.skipped import tell_skipped
 from finemoe_cli.evaluation.folder import RUN, read_run
 from finemoe_cli.evaluation.plan import DEFAULTS, Plan, make_plan
 from finemoe_cli.evaluation.prompts import HUB, SAMPLE
@@ -15,6 +16,7 @@ from finemoe_cli.output import Output
 from offload.errors import ConfigError
 from profiles.paths import runs_dir
 from profiles.settings import flag_name
+from ui.text import many
 
 
 def all_asked(given: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -43,12 +45,11 @@ def settle(asked: Mapping[str, Any], output: Output) -> Plan:
     prompts = plan.prompts
     if prompts.note:
         output.warn(prompts.note)
-    if prompts.skipped_rows:
-        output.warn(f"{prompts.skipped_rows} rows of {prompts.path} were skipped; {prompts.skipped[0]}")
+    tell_skipped(output, prompts.path, prompts.skipped, prompts.skipped_rows, "summary.json")
     source = f"{prompts.source} {prompts.path}".rstrip()
     seeds = f", of each of {len(plan.draws)} seeds" if len(plan.draws) > 1 else ""
     history, test = len(plan.draws[0].history), len(plan.draws[0].test)
-    output.note(f"prompts: {source}; {history} conversations to learn from, {test} to test with{seeds}")
+    output.note(f"prompts: {source}; {many(history, 'conversation')} to learn from, {test} to test with{seeds}")
     return plan
 
 

@@ -20,10 +20,13 @@ from finemoe_cli.figures import FIGURES
 from finemoe_cli.figures.canvas import HUES, INK, PAPER, RULE, Drawing, render
 from finemoe_cli.figures.gallery import draw_all
 from finemoe_cli.figures.sources import run_source
+from finemoe_cli.figures.timeline import WAITING
 from offload.errors import FinemoeError
 from profiles.files import write_atomically
 
-_COLOURS = {"ink": INK, "rule": RULE, "paper": PAPER, "faint": "#5d6675"} | {
+_LEAST = 0.85
+"""Of its own width, to which a figure shrinks on a narrow screen, and no farther: its letters are small."""
+_COLOURS = {"ink": INK, "rule": RULE, "paper": PAPER, "faint": "#5d6675", "wait": WAITING} | {
     f"hue-{number}": hue for number, hue in enumerate(HUES)
 }
 _IN_THE_DARK = {
@@ -31,6 +34,7 @@ _IN_THE_DARK = {
     "rule": "#3a4150",
     "paper": "#16191f",
     "faint": "#9aa4b5",
+    "wait": "#2c5fc4",
     # Those of `HUES` that would be too dark.
     "hue-0": "#5b9bf5",
     "hue-4": "#d184d6",
@@ -60,12 +64,13 @@ _STYLE = (
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.25rem 0.9rem 0.25rem 0; text-align: left; vertical-align: top;
+th, td { padding: 0.25rem 0.9rem 0.25rem 0; text-align: left; vertical-align: top; white-space: nowrap;
   border-bottom: 1px solid var(--rule); }
+.wide:first-of-type td { white-space: normal; }
 thead th:empty { padding: 0; border: 0; }
 pre { overflow-x: auto; padding: 0.7rem; border: 1px solid var(--rule); }
-figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; }
-figcaption { color: var(--faint); font-size: 0.85rem; max-width: 46rem; }
+figure { margin: 1.5rem 0; overflow-x: auto; } figure svg { max-width: 100%; height: auto; }
+figcaption { color: var(--faint); font-size: 0.85rem; max-width: 46rem; position: sticky; left: 0; }
 """
 )
 
@@ -104,7 +109,9 @@ def inline_svg(drawing: Drawing) -> str:
     text = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>{drawing.name}.", text)
     for name, colour in _COLOURS.items():
         text = text.replace(colour, f"var(--{name})")
-    label = f'role="img" aria-label="{escape(drawing.title)}" style="stroke-linejoin: round; stroke-linecap: butt"'
+    least = f"min-width: {_LEAST * drawing.figure.get_figwidth():.2f}in"
+    style = f"stroke-linejoin: round; stroke-linecap: butt; {least}"
+    label = f'role="img" aria-label="{escape(drawing.title)}" style="{style}"'
     return text.replace("<svg ", f"<svg {label} ", 1).strip()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from random import Random
 from finemoe_cli.datasets.conversation import Conversation
 from finemoe_cli.datasets.reader import read_prompts
 from finemoe_cli.datasets.sample import load_sample
-from offload.errors import ConfigError, FinemoeError
+from offload.errors import ConfigError, FinemoeError, NotFound
+from offload.models.hub_errors import hub_errors
 
 BUNDLED = "bundled sample"
 SAMPLE = "sample"
@@ -98,7 +100,7 @@ def find_prompts(dataset: str, data: Path | None, limit: int, seed: int) -> Prom
         try:
             return _of_file(dataset, source, found, limit, seed)
         except FinemoeError as error:
-            why = error.message
+            why = f"{error.message}: {error.hint}" if error.hint else error.message
     note = f"{dataset} cannot be had ({why}), so these are the prompts that come with finemoe; {wanted.access}"
     return Prompts(dataset, BUNDLED, "", load_sample(limit, seed), note=note)
 
@@ -107,14 +109,13 @@ def _of_file(dataset: str, source: str, path: Path, limit: int, seed: int) -> Pr
     read = read_prompts(path, max(limit, POOL))
     drawn = list(read.conversations)
     Random(seed).shuffle(drawn)
-    skipped = tuple(f"row {problem.row}: {problem.reason}" for problem in read.skipped)
+    skipped = tuple(str(problem) for problem in read.skipped)
     return Prompts(dataset, source, str(path), drawn[:limit], read.skipped_rows, skipped)
 
 
 def _on_the_hub(wanted: HubData) -> tuple[Path | None, str, str]:
     """The file in the cache of Hugging Face or, if ``HF_HUB_OFFLINE=0`` says so, fetched; its source; why there is
     none."""
-    import huggingface_hub
     from huggingface_hub.constants import HF_HUB_CACHE
 
     folder = Path(HF_HUB_CACHE) / f"datasets--{wanted.repo.replace('/', '--')}" / "snapshots"
@@ -124,12 +125,22 @@ def _on_the_hub(wanted: HubData) -> tuple[Path | None, str, str]:
     if os.environ.get("HF_HUB_OFFLINE", "").strip().upper() not in ("0", "NO", "FALSE", "OFF"):
         return None, "", "it is not in the Hugging Face cache, and nothing is fetched unless HF_HUB_OFFLINE=0"
     try:
-        fetched = huggingface_hub.snapshot_download(wanted.repo, repo_type="dataset", allow_patterns=[wanted.file])
-    except (
-        Exception
-    ) as error:  # Of the hub's, of requests', of the system's: none of them is worth more than a line.
+        return _fetched(wanted), "Hugging Face hub", ""
+    except FinemoeError as error:
+        return None, "", error.message
+    except Exception as error:  # Of the hub's, of the system's: none of them is worth more than a line.
         return None, "", " ".join(str(error).split())[:200] or type(error).__name__
-    copies = sorted(Path(fetched).glob(wanted.file))
-    if not copies:
-        return None, "", f"{wanted.repo} has no {wanted.file} any more"
-    return copies[0], "Hugging Face hub", ""
+
+
+def _fetched(wanted: HubData) -> Path:
+    """The file, downloaded into the cache of Hugging Face."""
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
+
+    with hub_errors(wanted.repo, None):
+        # `snapshot_download` asks this too, and waits for the answer for ever.
+        info = HfApi().dataset_info(wanted.repo, timeout=HF_HUB_DOWNLOAD_TIMEOUT)
+        names = sorted(fnmatch.filter((file.rfilename for file in info.siblings or ()), wanted.file))
+        if not names:
+            raise NotFound(f"{wanted.repo} has no {wanted.file} any more")
+        return Path(hf_hub_download(wanted.repo, names[0], repo_type="dataset", revision=info.sha))

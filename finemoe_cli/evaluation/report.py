@@ -21,6 +21,7 @@ from offload.errors import StorageError
 from offload.units import MIB, format_bytes
 from profiles.files import write_atomically
 from profiles.settings import flag_name
+from ui.text import many
 
 REPORT = "report.md"
 PAGE = "report.html"
@@ -115,7 +116,7 @@ def report_md(summary: Mapping[str, Any]) -> str:
     state = "" if summary["complete"] else "\n**Not complete**: it was broken off, and can go on with `--resume`.\n"
     source = f"{data['source']} {data['path']}".rstrip()
     note = f"\n**Not {data['dataset']}**: {data['note']}\n" if data["note"] else ""
-    skipped = f"; {data['skipped_rows']} rows were skipped" if data["skipped_rows"] else ""
+    skipped = f"; skipped: {many(data['skipped_rows'], 'row')}" if data["skipped_rows"] else ""
     sampling = config["sampling"]
     how = "greedy" if sampling["temperature"] == 0 else f"temperature {sampling['temperature']}"
     parts = [

@@ -81,6 +81,7 @@ class Runner:
         self._engines: dict[str, EvalEngine] = {}
         self._answering: EvalEngine | None = None
         self._clocks = {one.name: Clock(one.draw.arrivals) for one in plan.combinations}
+        self._not_learnt: set[str] = set()
         self.groups: list[list[str]] = []
 
     def run(self, finished: Finished) -> None:
@@ -145,6 +146,7 @@ class Runner:
                 history = combination.draw.history
                 first = history if combination.policy in LEARN_EACH else []
                 self._hold_uncounted(combination, [*first, *history[: self._plan.warmup]])
+            self._tell("evaluate")
             for number in range(max(len(one.draw.test) for one in group)):
                 turn = number % len(group)
                 for combination in [*group[turn:], *group[:turn]]:
@@ -254,9 +256,10 @@ class Runner:
             try:
                 for _ in self._answers(combination, conversation):
                     pass
-            except (ContextOverflow, ExpertReadError):
-                pass  # There is nothing to learn from it.
-        self._tell("evaluate")
+            except (ContextOverflow, ExpertReadError) as error:  # There is nothing to learn from its rest.
+                if conversation.id not in self._not_learnt:
+                    self._not_learnt.add(conversation.id)
+                    self._warn(f"history, {conversation.id}: {error.message}")
 
     def _hold(self, combination: Combination, number: int) -> None:
         conversation = combination.draw.test[number]

@@ -19,7 +19,9 @@ from finemoe_cli.evaluation.report import PAGE, draw_page, write_report
 from finemoe_cli.evaluation.runner import Runner, Stopped
 from finemoe_cli.evaluation.summary import summarise
 from finemoe_cli.output import Output
-from offload.errors import ConfigError
+from offload.errors import ConfigError, StorageError
+from ui.progress import stage_words
+from ui.text import clock
 
 _WORDS = {
     "asked": "other options",
@@ -127,8 +129,12 @@ def sit(plan: Plan, folder: RunFolder, side_by_side: int | None, output: Output)
 
 
 def _draw(folder: RunFolder, output: Output) -> None:
-    with output.waiting("drawing the figures"):
-        draw_page(folder.path)
+    """Write the page. Where that fails, what was measured is there all the same, and is shown and judged."""
+    try:
+        with output.waiting("drawing the figures"):
+            draw_page(folder.path)
+    except StorageError as error:
+        output.warn(f"{error.message}; {error.hint}")
 
 
 def _other(path: Path, what: str) -> ConfigError:
@@ -140,15 +146,20 @@ def _other(path: Path, what: str) -> ConfigError:
 def _progress(output: Output, bars: Callable[[str, int, int], None] | None) -> Callable[[str, int, int], None]:
     """A bar with the time that is left on a terminal; elsewhere a line for each tenth."""
     began: dict[str, tuple[float, int]] = {}
+    last: dict[str, int] = {}
     on_terminal = sys.stderr.isatty()
 
     def tell(stage: str, done: int, total: int) -> None:
-        start, before = began.setdefault(stage, (time.monotonic(), done))
         if bars is not None and on_terminal:
             bars(stage, done, total)
-        elif stage == "evaluate" and before < done < total and done * 10 // total != (done - 1) * 10 // total:
+            return
+        if stage not in began or done < last[stage]:  # Each policy that learns, and each engine, has a history.
+            began[stage] = time.monotonic(), done
+        last[stage] = done
+        start, before = began[stage]
+        if before < done < total and done * 10 // total != (done - 1) * 10 // total:
             left = (time.monotonic() - start) / (done - before) * (total - done)
-            output.note(f"{done} of {total} conversations, {left:.0f} s left")
+            output.note(f"{stage_words(stage)}: {done} of {total}, {clock(left)} left")
 
     return tell
 

@@ -79,11 +79,15 @@ def _combination(said: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def table_of(summary: dict[str, Any]) -> Table:
-    """A row for each combination."""
+    """A row for each combination; below them where prompts are from that are not those that were asked for."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    data = summary["data"]
+    caption = f"prompts: {data['source']}, not {data['dataset']}" if data["note"] else None
+    table = Table(
+        caption=caption, caption_justify="left", box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0)
+    )
     table.add_column("policy@budget", style="name", overflow="fold")
     columns = {name: cell for name, (cell, wanted) in _COLUMNS.items() if wanted(summary)}
     for header in columns:

@@ -22,6 +22,8 @@ from matplotlib.ticker import MaxNLocator
 from finemoe_cli.figures import FORMATS as FORMATS
 
 INK, RULE, PAPER = "#20242c", "#d9dde5", "#ffffff"
+DOTTED: dict[str, Any] = {"color": INK, "linewidth": 0.9, "linestyle": (0, (1, 1.5))}
+"""Of what lines are to be read against."""
 SHADES = "Blues"
 """Of heatmaps: its lightness falls evenly, so it says the same in grey."""
 
@@ -162,13 +164,19 @@ def panels(
     return figure, axes[:count]
 
 
-def legend(figure: Figure, names: Sequence[str], looks: dict[str, Look], *, bars: bool = False) -> None:
-    """One for all panels, below them."""
+def legend(
+    figure: Figure, names: Sequence[str], looks: dict[str, Look], *, bars: bool = False, dotted: str = ""
+) -> None:
+    """One for all panels, below them. dotted: what a `DOTTED` line is, where there is one."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    handles = [Patch(**looks[name].bar) if bars else Line2D([], [], **looks[name].line) for name in names]
-    below(figure, handles, names)
+    handles: list[Any] = [
+        Patch(**looks[name].bar) if bars else Line2D([], [], **looks[name].line) for name in names
+    ]
+    if dotted:
+        handles.append(Line2D([], [], **DOTTED))
+    below(figure, handles, [*names, dotted] if dotted else names)
 
 
 def below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:

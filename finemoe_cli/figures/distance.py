@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from finemoe_cli.figures.canvas import Cell, Drawing, legend, looks_of, panels, titled, whole_numbers
+from finemoe_cli.figures.canvas import DOTTED, Cell, Drawing, legend, looks_of, panels, titled, whole_numbers
 from finemoe_cli.figures.sources import Source
 from offload.trace.recall import PREDICTORS
 
@@ -23,7 +23,7 @@ def draw_distance(sources: Sequence[Source]) -> Drawing | str:
             points = [(distance, value) for distance, value in enumerate(values, 1) if value is not None]
             ax.plot([x for x, _ in points], [y for _, y in points], clip_on=False, **looks[name].line)
             rows += [[source.label, name, distance, value] for distance, value in points]
-        ax.axhline(recall.by_chance, color="#8a93a6", linewidth=0.9, linestyle=(0, (1, 1.5)))
+        ax.axhline(recall.by_chance, **DOTTED)
         rows.append([source.label, "chance", None, recall.by_chance])
         ax.set_ylim(0, 1)
         ax.set_xlim(0.8, recall.distances + 0.2)
@@ -31,7 +31,7 @@ def draw_distance(sources: Sequence[Source]) -> Drawing | str:
         ax.set_xlabel("layers ahead")
         ax.set_ylabel("share of the experts foreseen")
         whole_numbers(ax.xaxis)
-    legend(figure, names, looks)
+    legend(figure, names, looks, dotted="by chance")
     return Drawing(
         "distance",
         "Experts foreseen, by distance",

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from finemoe_cli.evaluation.routing import RoutingRecord
-from finemoe_cli.figures.canvas import INK, Cell, Drawing, Look, below, looks_of, panels, titled, whole_numbers
+from finemoe_cli.figures.canvas import DOTTED, Cell, Drawing, legend, looks_of, panels, titled, whole_numbers
 from finemoe_cli.figures.latency import distribution
 from finemoe_cli.figures.sources import Source
 
 FINE, COARSE, CHOSEN = "fine: one token", "coarse: probabilities", "coarse: choices"
 _KINDS = (FINE, COARSE, CHOSEN)
 _NO_ROUTING = "no source has recorded what the routers chose"
-_EVEN: dict[str, Any] = {"color": INK, "linewidth": 0.9, "linestyle": (0, (1, 1.5))}
+_EVEN = "all experts alike"
 
 
 def draw_entropy(sources: Sequence[Source]) -> Drawing | str:
@@ -44,8 +41,8 @@ def draw_entropy(sources: Sequence[Source]) -> Drawing | str:
                 for entropy, share in zip(entropies, shares, strict=True)
             ]
             rows += [[source.label, kind, "layer", layer, float(mean)] for layer, mean in enumerate(means)]
-        spread.axvline(even, **_EVEN)
-        by_layer.axhline(even, **_EVEN)
+        spread.axvline(even, **DOTTED)
+        by_layer.axhline(even, **DOTTED)
         spread.set_xlim(0, 1.05 * even)
         spread.set_ylim(0, 1)
         by_layer.set_ylim(0, 1.05 * even)
@@ -55,7 +52,7 @@ def draw_entropy(sources: Sequence[Source]) -> Drawing | str:
         by_layer.set_xlabel("layer with experts")
         by_layer.set_ylabel("entropy, nats")
         whole_numbers(by_layer.xaxis)
-    _legend(axes[0], looks, _KINDS)
+    legend(figure, _KINDS, looks, dotted=_EVEN)
     return Drawing(
         "entropy",
         "Entropy of the use of experts",
@@ -90,14 +87,14 @@ def draw_entropy_steps(sources: Sequence[Source]) -> Drawing | str:
             look = looks[kind].line | {"markevery": max(1, len(values) // 8), "markersize": 4}
             ax.plot(steps, values, clip_on=False, **look)
             rows += [[source.label, kind, step, float(value)] for step, value in enumerate(values, 1)]
-        ax.axhline(even, **_EVEN)
+        ax.axhline(even, **DOTTED)
         ax.set_ylim(0, 1.05 * even)
         ax.set_xlim(1, max(2, len(by_step[FINE])))
         ax.set_title(_title(source, known, f"{len(routing.names)} requests"))
         ax.set_xlabel("decoded tokens added up")
         ax.set_ylabel("entropy, nats")
         whole_numbers(ax.xaxis)
-    _legend(axes[0], looks, _KINDS)
+    legend(figure, _KINDS, looks, dotted=_EVEN)
     return Drawing(
         "entropy-steps",
         "Entropy of the first tokens together",
@@ -121,10 +118,3 @@ def _values(routing: RoutingRecord) -> dict[str, NDArray[np.floating]]:
 
 def _title(source: Source, known: Sequence[object], words: str) -> str:
     return words if len(known) == 1 else titled(source.label, words)
-
-
-def _legend(ax: Axes, looks: dict[str, Look], kinds: Sequence[str]) -> None:
-    handles = [*(Line2D([], [], **looks[kind].line) for kind in kinds), Line2D([], [], **_EVEN)]
-    figure = ax.get_figure(root=True)
-    assert figure is not None
-    below(figure, handles, [*kinds, "all experts alike"])

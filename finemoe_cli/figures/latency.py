@@ -52,6 +52,8 @@ def draw_latency(sources: Sequence[Source]) -> Drawing | str:
             ]
         ax.set_xlabel("ms")
         ax.set_ylim(0, 1)
+        if number % len(cells) == 0:
+            ax.set_ylabel("share")
     # Side by side the same metric is read against the same times.
     for begin in (0, len(cells)):
         own = [ax for ax in axes[begin : begin + len(cells)] if ax.lines]

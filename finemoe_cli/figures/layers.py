@@ -39,6 +39,8 @@ def draw_layers(sources: Sequence[Source]) -> Drawing | str:
         ax.set_xlabel("layer with experts")
         whole_numbers(ax.xaxis)
         ax.set_ylim(0, 1)
+        if number % len(cells) == 0:
+            ax.set_ylabel("hit rate")
     legend(figure, policies, looks)
     return Drawing(
         "layers",

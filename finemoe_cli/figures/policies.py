@@ -51,8 +51,9 @@ def draw_policies(sources: Sequence[Source]) -> Drawing | str:
                     ax.errorbar(xs, means, spread, capsize=3, clip_on=False, **look.line)
             if alone:
                 ax.set_xticks([])
-                ax.set_xlabel(places[0])
+                ax.set_xlabel(f"budget: {places[0]}")
             else:
+                ax.set_xlabel("budget")
                 ax.set_xticks(range(len(places)), places)
                 ax.set_xlim(-0.4, len(places) - 0.6)
             ax.set_ylim(bottom=0)

@@ -16,11 +16,12 @@ from offload.errors import NotFound
 COMBINATIONS = 6
 """Panels at most."""
 
+WAITING = "#0f3a86"
 _LEAST = 0.02
 """Height of a token without a hit, so that its time is seen."""
-_PROMPT: dict[str, Any] = {"facecolor": "#b9c0cc", "edgecolor": PAPER, "hatch": "--"}
+_PROMPT: dict[str, Any] = {"facecolor": "#b9c0cc", "edgecolor": PAPER, "hatch": "--", "linewidth": 0}
 _COMPUTING: dict[str, Any] = {"facecolor": "#8fb4ea", "edgecolor": PAPER, "hatch": ""}
-_WAITING: dict[str, Any] = {"facecolor": "#0f3a86", "edgecolor": "#c8d6ee", "hatch": "////"}
+_WAITING: dict[str, Any] = {"facecolor": WAITING, "edgecolor": "#c8d6ee", "hatch": "////"}
 
 
 def draw_timeline(sources: Sequence[Source], request: str | None = None) -> Drawing | str:

@@ -66,7 +66,7 @@ def test_record(finemoe, tiny, prompts, tmp_path):
     arguments = ("--prompts", str(prompts), "-n", "3", "-o", str(path), "--budget", "50%", "--json", "--residuals")
     done = record(finemoe, tiny, *arguments)
     assert done.err.splitlines()[0] == (
-        f"warning: 1 rows of {prompts} were skipped; row 3: it is a list, neither an object nor a string"
+        f"warning: 1 row of {prompts} was skipped; row 3: it is a list, neither an object nor a string"
     )
     assert re.fullmatch(
         r"3 requests, \d+ prompt tokens and 6 decoded ones in \d+ s, [\d.]+ KiB", done.err.splitlines()[-1]

@@ -1,7 +1,7 @@
 """A hub on 127.0.0.1: as much of the Hugging Face hub's interface as huggingface_hub asks for.
 
-It serves folders as model repositories: what a repository is at a revision, and its files, whole or in ranges. What
-was asked for is in :attr:`HubServer.requests`, so that a test can say what was not.
+It serves folders as repositories of models and of data sets: what a repository is at a revision, and its files,
+whole or in ranges. What was asked for is in :attr:`HubServer.requests`, so that a test can say what was not.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-_INFO = re.compile(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?")
-_RESOLVE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+_INFO = re.compile(r"/api/(?:models|datasets)/([^/]+/[^/]+)(?:/revision/(.+))?")
+_RESOLVE = re.compile(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 _PIECE = 1 << 14
 
 

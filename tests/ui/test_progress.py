@@ -35,6 +35,18 @@ def test_a_terminal_gets_bars():
     assert "100%" in screen.getvalue()
 
 
+def test_the_time_that_is_left_of_steps_that_take_minutes():
+    now = [0.0]
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, theme=THEME, width=100, get_time=lambda: now[0])
+    with StageProgress(console, eta=True) as progress:
+        for done in range(3):
+            progress("evaluate", done, 5)
+            now[0] += 120
+        progress._progress.refresh()
+    assert "0:06:00" in screen.getvalue()
+
+
 def test_waiting_can_be_stopped_early_and_twice():
     screen = io.StringIO()
     with Waiting(Console(file=screen, force_terminal=True, theme=THEME), "reading the prompt") as waiting:

@@ -8,7 +8,7 @@ from textual.message import Message
 from ui.panes.pane import Line, Look, Pane
 from ui.recording.format import Said
 from ui.recording.player import ReplaySource
-from ui.recording.totals import clock
+from ui.text import clock
 
 
 class SeekBar(Pane):

@@ -11,6 +11,7 @@ from offload.telemetry.frame import Facts, Frame
 from offload.units import format_bytes
 from ui.recording.format import Said
 from ui.recording.recording import Recording
+from ui.text import clock, many
 
 _NONE = PhaseCounts()
 
@@ -121,24 +122,12 @@ def totals_line(numbers: dict[str, Any]) -> str:
         clock(numbers["seconds"]),
         numbers["model"] or "no model",
         many(numbers["replies"], "reply", "replies"),
-        many(numbers["tokens"], "token", "tokens"),
+        many(numbers["tokens"], "token"),
         f"hit {decode['hit_rate']:.1%}" if decode["hit_rate"] is not None else "",
         f"stall {decode['stall_s']:.2f} s" if decode["selections"] else "",
         f"peak {format_bytes(numbers['peak_bytes'])}" if numbers["peak_bytes"] else "",
     ]
     return " · ".join(part for part in parts if part)
-
-
-def many(count: int, one: str, more: str) -> str:
-    """``1 reply``, ``2 replies``."""
-    return f"{count} {one if count == 1 else more}"
-
-
-def clock(seconds: float) -> str:
-    """``1:05``, ``1:02:03``."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _sum(left: PhaseCounts, right: PhaseCounts) -> PhaseCounts:

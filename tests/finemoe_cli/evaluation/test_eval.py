@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -116,8 +117,8 @@ def test_where_prompts_come_from_and_what_was_left_out(run, prompts):
     assert summary["data"]["path"] == str(prompts)
     assert summary["data"]["skipped"] == ["row 6: the prompt is empty"]
     assert (summary["data"]["history"], summary["data"]["test"]) == (1, 4)
-    assert f"warning: 1 rows of {prompts} were skipped; row 6: the prompt is empty\n" in err
-    assert f"prompts: file {prompts}; 1 conversations to learn from, 4 to test with\n" in err
+    assert f"warning: 1 row of {prompts} was skipped; row 6: the prompt is empty\n" in err
+    assert f"prompts: file {prompts}; 1 conversation to learn from, 4 to test with\n" in err
     errors = [row for row in rows_of(folder) if "error" in row]
     assert {(row["combination"], row["conversation"], row["turn"]) for row in errors} == {
         (name, "long", 2) for name in COMBINATIONS
@@ -269,3 +270,7 @@ def test_all_prompts_fail(finemoe, tiny, tmp_path):
     done = finemoe("eval", "-m", str(tiny), *arguments, "--out", str(tmp_path / "run"), "--policy", "demand")
     assert done.code == 1
     assert done.err.splitlines()[-2] == "error: no prompt could be answered"
+    # Also what the engine was to be warmed up with; told once, whichever of the two it is.
+    history, test = (line for line in done.err.splitlines() if "the prompt has" in line)
+    assert re.match(r"warning: history, row-[12]: the prompt has ", history)
+    assert re.match(r"warning: demand@balanced, row-[12], turn 1: the prompt has ", test)

@@ -101,6 +101,15 @@ def test_it_is_dark_where_the_reader_is(text):
             assert contrast(colours[name], paper) > 2.2, name
 
 
+def test_a_narrow_screen_scrolls_figures_and_tables_instead_of_squeezing_them(page, text):
+    for _, attributes in (one for one in page.tags if one[0] == "svg"):
+        least = float(re.search(r"min-width: ([\d.]+)in", str(attributes["style"])).group(1))
+        assert 0.8 < least * 72 / float(str(attributes["width"]).removesuffix("pt")) < 1
+    style = re.sub(r"\s+", " ", text[text.index("<style>") : text.index("</style>")])
+    assert re.search(r"figure {[^}]*overflow-x: auto", style) and re.search(r"\.wide {[^}]*overflow-x: auto", style)
+    assert re.search(r"th, td {[^}]*white-space: nowrap", style)
+
+
 def contrast(one: str, other: str) -> float:
     """The ratio of lightness that WCAG defines."""
     values = [np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255 for colour in (one, other)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import sys
 
 import pytest
 
@@ -10,6 +12,7 @@ from finemoe_cli.datasets.sample import load_sample
 from finemoe_cli.evaluation import prompts
 from finemoe_cli.evaluation.prompts import BUNDLED, HUB, find_prompts
 from offload.errors import ConfigError
+from tests.support.hub_server import hub_server
 
 ROWS = [{"id": f"talk-{n}", "conversations": [{"from": "human", "value": f"Question {n}"}]} for n in range(9)]
 
@@ -58,12 +61,54 @@ def test_parquet_of_lmsys(cache):
 
 
 def test_a_hub_that_refuses_is_told_in_a_line(cache, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", "http://127.0.0.1:9")
+    asked_of("http://127.0.0.1:9", monkeypatch)
     found = find_prompts("lmsys", None, 2, 0)
     assert found.source == BUNDLED
     assert found.note.startswith("lmsys cannot be had (") and "\n" not in found.note
+
+
+def test_it_is_fetched_where_that_is_asked_for(cache, monkeypatch, tmp_path):
+    wanted = HUB["sharegpt"]
+    (tmp_path / "repo").mkdir()
+    (tmp_path / "repo" / wanted.file).write_text(json.dumps(ROWS))
+    with hub_server() as hub:
+        hub.add(wanted.repo, tmp_path / "repo")
+        asked_of(hub.url, monkeypatch)
+        found = find_prompts("sharegpt", None, 4, 1)
+        assert (found.source, found.note, len(found.conversations)) == ("Hugging Face hub", "", 4)
+        assert find_prompts("sharegpt", None, 4, 1).source == "Hugging Face cache"
+        hub.repos[wanted.repo].gated = True
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+        gated = find_prompts("sharegpt", None, 4, 1)
+    assert gated.note.startswith(f"sharegpt cannot be had ({wanted.repo} is gated: ")
+
+
+def test_a_hub_that_never_answers_is_given_up(cache, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        asked_of(f"http://127.0.0.1:{silent.getsockname()[1]}", monkeypatch)
+        found = find_prompts("sharegpt", None, 2, 0)
+    assert found.source == BUNDLED
+    assert found.note.startswith("sharegpt cannot be had (the hub cannot be reached")
+
+
+def test_what_is_missing_to_read_it_is_said(cache, monkeypatch):
+    snapshot = cache / "datasets--lmsys--lmsys-chat-1m" / "snapshots" / "abc" / "data"
+    snapshot.mkdir(parents=True)
+    (snapshot / "train-00000-of-00006-1a2b.parquet").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert "pip install 'finemoe[data]'" in find_prompts("lmsys", None, 4, 1).note
+
+
+def asked_of(url: str, monkeypatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    for place, value in (
+        ("constants.ENDPOINT", url),
+        ("hf_api.api.endpoint", url),
+        ("constants.HUGGINGFACE_CO_URL_TEMPLATE", template),
+    ):
+        monkeypatch.setattr(f"huggingface_hub.{place}", value)
 
 
 def test_the_seed_draws_from_a_file(tmp_path):

@@ -11,6 +11,8 @@ import pytest
 from finemoe_cli.evaluation.breakdown import breakdown_of
 from finemoe_cli.evaluation.metrics import metrics_of
 from finemoe_cli.evaluation.report import combinations_csv, report_md, requests_csv
+from finemoe_cli.evaluation.summary import table_of
+from finemoe_cli.output import Output
 from tests.finemoe_cli.evaluation.test_compare import request
 
 ROWS = [request("demand@low", number, 0.5 + number, 4) for number in range(3)] + [
@@ -109,3 +111,13 @@ def test_requests():
     assert [line["ttft_s"] for line in lines] == ["0.5", "1.5", "2.5", ""]
     assert [line["decode.missed"] for line in lines] == ["6", "6", "6", ""]
     assert [line["error"] for line in lines] == ["", "", "", "too\nlong"]
+
+
+@pytest.mark.parametrize("note", ["", "lmsys cannot be had"])
+def test_the_table_does_not_pass_for_another_data_set(note, capsys):
+    of_run = summary(ROWS)
+    of_run["data"]["note"] = note
+    Output(quiet=True).render(table_of(of_run))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("demand@low")
+    assert [line.strip() for line in lines[2:]] == (["prompts: bundled sample, not lmsys"] if note else [])

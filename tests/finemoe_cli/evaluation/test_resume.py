@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import signal
 import time
 from dataclasses import dataclass
@@ -204,3 +206,16 @@ def test_a_run_compared_with_itself(command, run):
     assert done.code == 0
     assert done.out.splitlines()[0].endswith("10 conversations, 100 % of the answers alike")
     assert command("eval", "compare", str(folder)).code == 2
+
+
+def test_figures_that_cannot_be_drawn_take_nothing_from_what_was_measured(run, command, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder, folder)
+    (folder / "report.html").unlink()
+    (folder / "routing.npz").write_bytes(b"damaged")
+    done = command("eval", "--resume", str(folder), "--json", "--fail-if", "requests<1")
+    assert done.code == 0, done.err
+    assert done.json["complete"] and [gate["failed"] for gate in done.json["gates"]] == [False]
+    assert re.search(
+        r"^warning: the figures of .* could not be drawn: .*; all else is kept; try finemoe plot$", done.err, re.M
+    )

@@ -63,6 +63,20 @@ def test_policies():
     assert {"demand", "finemoe"} <= set(texts(render(found.figure, "svg", "x")))
 
 
+@pytest.mark.parametrize("name", FIGURES)
+def test_axes_and_dotted_lines_say_what_they_are(name):
+    found = drawing(name, source(recall=RECALL))
+    charts = [ax for ax in found.figure.axes if ax.get_label() != "<colorbar>"]
+    assert charts[-1].get_xlabel()
+    # Where each panel is of something else, its title says what goes up.
+    assert charts[0].get_title(loc="left") if name in ("policies", "entropy") else charts[0].get_ylabel()
+    if name not in ("timeline", "maps"):
+        assert all(ax.get_xlabel() for ax in charts)
+    dotted = {line.get_linestyle() for ax in charts for line in ax.lines if line.get_marker() == "None"}
+    said = [text.get_text() for legend in found.figure.legends for text in legend.get_texts()]
+    assert bool(dotted) == any(text in said for text in ("by chance", "all experts alike")) or name == "timeline"
+
+
 def test_seeds_of_a_policy_are_one_point_with_a_range():
     seeds = [combination("demand", "small", first=first) for first in (0, 10)]
     found = drawing("policies", source(combinations=[*seeds, combination("demand", "large")]))
