@@ -111,6 +111,17 @@ def test_a_failed_read_fails_the_request_and_nothing_else(tmp_path: Path) -> Non
         assert_same(greedy(engine, PROMPT, 8), expected)
 
 
+def test_the_head_is_given_one_token_as_a_tensor_of_its_own(tiny: Path) -> None:
+    """With the strides of the whole prompt torch would copy the head's weight, which no plan has room for."""
+    seen = []
+    with open_engine(tiny, 0.5, "reference") as engine:
+        head = engine._loaded.model.lm_head
+        head.register_forward_pre_hook(lambda module, inputs: seen.append((inputs[0].shape, inputs[0].stride())))
+        engine.generate_ids(PROMPT, Sampling(max_new_tokens=1, temperature=0))
+        width = head.in_features
+    assert seen == [((1, 1, width), (width, width, 1))]
+
+
 def test_the_context_is_a_limit(tiny: Path) -> None:
     with open_engine(tiny, 0.5, "fast", context=40) as engine:
         done = engine.generate_ids(PROMPT, Sampling(max_new_tokens=100, temperature=0))
