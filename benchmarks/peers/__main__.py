@@ -81,13 +81,15 @@ def run(options: argparse.Namespace) -> None:
     print(f"{model.name}: {format_bytes(size)}; {len(prompt)} + {len(answer)} tokens; {options.threads} threads")
     # Those that share a file go together, since there is one at a time.
     for group in _groups(named):
-        try:
-            setting.prepare(group[0])
-        except NoPeer as error:
-            print(f"{', '.join(one.name for one in group)}: {error}", file=sys.stderr)
-            continue
+        there = []
+        for one in group:
+            try:
+                setting.prepare(one)
+                there.append(one)
+            except NoPeer as error:
+                print(f"{one.name}: {error}", file=sys.stderr)
         for number in range(options.rounds):
-            turns = [(one, cap) for one in group for cap in caps]
+            turns = [(one, cap) for one in there for cap in caps]
             random.Random(number).shuffle(turns)
             for one, (label, limit) in turns:
                 result = measure(setting, one, prompt, answer, limit, options.cap_with)
