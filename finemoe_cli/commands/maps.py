@@ -59,14 +59,13 @@ def info(as_json: options.Json = False) -> None:
         output.note("no maps yet: finemoe maps build TRACE, or run with --policy finemoe")
         return
     output.table(
-        ("MODEL", "FINGERPRINT", "MAPS", "OF", "TOPICS", "SIZE", "CREATED", "WHERE"),
+        ("MODEL", "FINGERPRINT", "MAPS", "OF", "SIZE", "CREATED", "WHERE"),
         [
             (
                 row["model"] or "?",
                 row["fingerprint"][:16],
                 _plain(row["entries"]),
                 _plain(row["capacity"]),
-                _plain(row["topics"]),
                 format_bytes(row["bytes"]),
                 (row["created"] or "?")[:10],
                 row["problem"] or row["path"],
@@ -282,9 +281,8 @@ def _folders() -> list[Path]:
 
 def _facts(folder: Path) -> dict[str, Any]:
     """What ``info`` says of a model's folder; of files that cannot be used, the reason."""
-    from offload.policy.maps import MapStore, TopicStore
+    from offload.policy.maps import MapStore
     from offload.policy.maps.store import FILE_NAME
-    from offload.policy.maps.topics import FILE_NAME as TOPICS
 
     facts: dict[str, Any] = {
         "model": "",
@@ -294,38 +292,29 @@ def _facts(folder: Path) -> dict[str, Any]:
         "hidden": None,
         "entries": None,
         "capacity": None,
-        "topics": None,
         "created": None,
         "bytes": sum(path.stat().st_size for path in _files(folder)),
         "path": str(folder),
         "problem": None,
     }
-    kinds: list[tuple[str, type[MapStore] | type[TopicStore], str]] = [
-        (TOPICS, TopicStore, "topics"),
-        (FILE_NAME, MapStore, "entries"),
-    ]
-    for name, kind, counted in kinds:
-        path = folder / name
-        if not path.exists():
-            continue
-        try:
-            kept = kind.load(path)
-        except FinemoeError as error:
-            facts["problem"] = error.message
-            continue
-        model = kept.model
-        facts |= {
-            "model": model.name,
-            "fingerprint": model.fingerprint,
-            "layers": model.layers,
-            "experts": model.experts,
-            "hidden": model.hidden,
-            "created": kept.created,
-            counted: len(kept),
-        }
-        if counted == "entries":
-            facts["capacity"] = kept.capacity
-    return facts
+    path = folder / FILE_NAME
+    if not path.exists():
+        return facts
+    try:
+        kept = MapStore.load(path)
+    except FinemoeError as error:
+        return facts | {"problem": error.message}
+    model = kept.model
+    return facts | {
+        "model": model.name,
+        "fingerprint": model.fingerprint,
+        "layers": model.layers,
+        "experts": model.experts,
+        "hidden": model.hidden,
+        "created": kept.created,
+        "entries": len(kept),
+        "capacity": kept.capacity,
+    }
 
 
 def _said(store: MapStore) -> dict[str, Any]:

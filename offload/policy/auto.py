@@ -1,15 +1,16 @@
 """`auto`: one calibrated probability for every expert, for what stays and for what is fetched.
 
-What it knows of an expert comes from up to four sources: its past; the start predictor, from the token that goes
-in; the probes, from each layer's residual; and the routers of the next two layers, applied to it. A logistic blend
-makes one probability of them: that the expert is used when its layer comes next. `probe_fitting` fits all of it
-from traces; without traces the past and the routers remain, with the weights below.
+What it knows of an expert comes from up to five sources: its past; the start predictor, from the token that goes
+in; the probes, from each layer's residual; the routers of the next two layers, applied to it; and the topic, from a
+moving average of one layer's residuals over the answer. A logistic blend makes one probability of them: that the
+expert is used when its layer comes next. `probe_fitting` fits all of it from traces; without traces the past and
+the routers remain, with the weights below.
 
 - **What a slot is worth**: gamma ** (layers until the next use), expected over that probability and the past. The
   expert worth least leaves. This needs no bytes, and it is where most is won.
 - **What is fetched**: what a later layer will use with a probability above a threshold that rises with the ratio
-  of moving to computing, if the slot it takes is worth less. Few at a time: a read that has begun is not broken
-  off, and a demand read has to wait for it. What has become unlikely is taken back.
+  of moving to computing and with the link's load, if the slot it takes is worth less. Few at a time: a read that
+  has begun is not broken off, and a demand read has to wait for it. What has become unlikely is taken back.
 - **When nothing is to be won** - no token of late has waited - it only watches, and the kernels run through.
 """
 
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from offload.policy.base import NOTHING, REFUSE, Decision, Fetch, Surroundings
 from offload.policy.options import option, whole_option
 from offload.policy.past import DECAY, FADE, LATER, PAST, ROOTS, SOON, Past
-from offload.policy.probes import Probes
+from offload.policy.probes import TOPIC_KEEPS, Probes, topic_layer
 from offload.telemetry.counters import Phase
 from offload.telemetry.routing import ForwardPass, Routing
 
@@ -31,20 +32,18 @@ HORIZON = 12
 """Layers ahead that are fetched for."""
 UNTRAINED = np.array(
     [
-        [0.0, 0.35, 0.0, 0.0, 6.5],
-        [0.0, 0.5, 0.0, 0.0, 4.0],
-        [0.0, 1.0, 0.0, 0.0, 0.0],
-        [0.0, 1.0, 0.0, 0.0, 0.0],
-        [0.0, 1.0, 0.0, 0.0, 0.0],
-        [0.0, 1.0, 0.0, 0.0, 0.0],
-        [0.0, 1.0, 0.0, 0.0, 0.0],
-        [0.0, 1.0, 0.0, 0.0, 0.0],
+        [0.0, 0.35, 0.0, 0.0, 6.5, 0.0],
+        [0.0, 0.5, 0.0, 0.0, 4.0, 0.0],
+        *([[0.0, 1.0, 0.0, 0.0, 0.0, 0.0]] * 6),
     ],
     np.float32,
 )
 """The blend without probes: the past, and the routers of the next two layers."""
-LOWEST, SLOPE, HIGHEST = 0.35, 0.12, 0.8
-"""The probability that an expert must have to be fetched: LOWEST + SLOPE * moving / computing, HIGHEST at most."""
+IDLE, LOWEST, SLOPE, HIGHEST = 0.15, 0.35, 0.12, 0.8
+"""The probability that an expert must have to be fetched: on a busy link LOWEST + SLOPE * moving / computing, at
+most HIGHEST; on an idle one, where a wrong guess is in nobody's way, IDLE."""
+LOAD_OVER = 16
+"""Tokens that the average of what is waited for goes over."""
 QUIET_TOKENS = 16
 """Tokens without a miss after which it stops looking."""
 FEW = 8
@@ -86,6 +85,10 @@ class Auto:
         self._far = np.zeros(total, np.float32)
         self._start = np.zeros(total, np.float32)
         self._has_start = False
+        self._topic = np.zeros(total, np.float32)
+        self._topic_layer = -1 if probes is None else topic_layer(layers)
+        self._average = np.zeros(hidden, np.float32)
+        self._request = 0
         self._margins = np.zeros((layers, experts), np.float32)
         self._gates = np.zeros((2, experts), np.float32)
         self._chance = np.full(total, around.top_k / experts, np.float32)
@@ -95,6 +98,7 @@ class Auto:
         self._start_in = np.zeros(2 * hidden, np.float32)
         self._z = np.zeros(0 if probes is None else probes.down.shape[1], np.float32)
         self._start_z = np.zeros(0 if probes is None else probes.start_down.shape[0], np.float32)
+        self._topic_z = np.zeros(0 if probes is None else probes.topic_down.shape[0], np.float32)
         self._found = np.zeros(FEW, np.int64)
         self._score = np.zeros(FEW, np.float32)
         self._asked: dict[int, None] = {}
@@ -109,7 +113,9 @@ class Auto:
         self._looking = True
         self._missed = -1
         self._quiet = 0
+        self._waits = float(layers)
         self._last: NDArray[np.float32] | None = None
+        self._forget_topic()
         self._recall()
         self._appraise(-1, has_probe=False, ahead=0)
 
@@ -139,6 +145,10 @@ class Auto:
         kernels, probes = self._kernels, self._probes
         self._decoding = forward.phase == Phase.DECODE
         self._adapt()
+        if forward.request != self._request:
+            self._request = forward.request
+            self._forget_topic()
+            self._recall()
         self._has_start = False
         if not self._decoding:
             self._last = None
@@ -146,7 +156,7 @@ class Auto:
             hidden = self.around.hidden
             kernels.normalise(np.ascontiguousarray(forward.embedding), self._start_in[:hidden])
             self._start_in[hidden:] = self._last
-            kernels.start_margins(
+            kernels.tell(
                 probes.start_down,
                 probes.start_down_scale,
                 probes.start_up,
@@ -170,7 +180,7 @@ class Auto:
             self._appraise(layer, has_probe=False, ahead=0)
             return
         if not self._looking:
-            if layer == around.layers - 1:
+            if layer in (self._topic_layer, around.layers - 1):
                 self._keep(routing)
             return
         x = self._keep(routing)
@@ -240,6 +250,8 @@ class Auto:
         if not self._decoding:
             return
         missed = int(self.around.misses.sum())
+        if self._missed >= 0:
+            self._waits += (max(0, missed - self._missed) - self._waits) / LOAD_OVER
         self._quiet = self._quiet + 1 if missed == self._missed else 0
         self._missed = missed
         self._looking = self._quiet < QUIET_TOKENS
@@ -254,11 +266,32 @@ class Auto:
         self._kernels.normalise(np.ascontiguousarray(x), self._x)
         if routing.layer == self.around.layers - 1:
             self._last = self._x.copy()
+        if routing.layer == self._topic_layer:
+            self._average *= TOPIC_KEEPS
+            self._average += (1 - TOPIC_KEEPS) * self._x
         return self._x
 
+    def _forget_topic(self) -> None:
+        """Another request: what it is about, nobody knows yet."""
+        if self._probes is not None:
+            self._average[:] = self._probes.topic_mean
+
     def _recall(self) -> None:
+        """What past and topic say; once a token."""
+        probes = self._probes
+        if probes is not None:
+            self._kernels.tell(
+                probes.topic_down,
+                probes.topic_down_scale,
+                probes.topic_up,
+                probes.topic_up_scale,
+                probes.topic_offset,
+                self._average,
+                self._topic_z,
+                self._topic,
+            )
         self._kernels.recall(
-            self._frequency, self._recency, self._roots, self._soon, self._later, self._odds, self._far
+            self._frequency, self._recency, self._roots, self._soon, self._later, self._topic, self._odds, self._far
         )
 
     def _appraise(self, layer: int, *, has_probe: bool, ahead: int) -> None:
@@ -272,6 +305,7 @@ class Auto:
             has_probe,
             self._gates,
             ahead,
+            self._topic,
             self._far,
             self.around.experts,
             self._gamma,
@@ -282,10 +316,12 @@ class Auto:
     def _adapt(self) -> None:
         """Set the threshold of fetching, and how many fetches go on at once, by the ratio of moving to computing.
 
-        A fetch that turns out wrong costs what others wait for it: the more, the slower the link.
+        A fetch that turns out wrong costs what others wait for it: the more, the slower the link, and the busier it
+        is with what layers wait for.
         """
         rates = self.around.rates
         ratio = rates.read_s / max(rates.layer_s, 1e-9)
         self._depth = self._fixed_depth or DEPTHS[ratio <= 1]
-        measured = min(HIGHEST, LOWEST + SLOPE * ratio)
+        load = min(1.0, self._waits / self.around.layers * ratio)
+        measured = IDLE + (min(HIGHEST, LOWEST + SLOPE * ratio) - IDLE) * load
         self._threshold = np.float32(self._fixed_threshold if self._fixed_threshold >= 0 else measured)

@@ -21,11 +21,11 @@ from offload.errors import FinemoeError, KnowledgeError
 from offload.policy import learnt_file
 from offload.policy.base import Policy
 from offload.policy.past import DECAYS, RECENCIES
-from offload.policy.probes import GROUPS, Probes
+from offload.policy.probes import GROUPS, TERMS, Probes
 
 PROBES_FILE = "probes.safetensors"
 PAST_FILE = "past.safetensors"
-AUTO_TABLES = 24
+AUTO_TABLES = 25
 """Numbers of four bytes that `auto` keeps for each expert."""
 PAST_ROWS = len(DECAYS) + len(RECENCIES)
 _HINT = "learn it again: finemoe maps build"
@@ -160,12 +160,12 @@ def load_probes(path: Path, shape: Shape) -> Probes | None:
     arrays = _load(path, "probes", shape)
     if arrays is None:
         return None
+    if "weights" in arrays and arrays["weights"].shape != (GROUPS, TERMS):
+        raise KnowledgeError(f"{path} was learnt by another version of finemoe", _HINT)
     try:
         probes = Probes(**arrays)
     except TypeError as error:
         raise KnowledgeError(f"{path} is damaged: {error}", _HINT) from error
-    if probes.weights.shape != (GROUPS, 5):
-        raise KnowledgeError(f"{path} was learnt by another version of finemoe", _HINT)
     if probes.shape != (shape.layers, shape.experts, shape.hidden):
         raise KnowledgeError(f"{path} was learnt from another model", _HINT)
     return probes

@@ -42,10 +42,10 @@ SOON = np.array(
 )
 """For the probability that the next token uses an expert: frequencies, roots, recencies, constant."""
 LATER = np.array(
-    [0.164, -0.972, 2.910, -0.472, -0.405, 0.132, -1.380, 0.980, -0.111, -0.038, 0.142, 0.337, -0.122, 0.045],
+    [0.164, -0.972, 2.910, -0.472, -0.405, 0.132, -1.380, 0.980, -0.111, -0.038, 0.142, 0.337, -0.122, 0.045, 0],
     np.float32,
 )
-"""For exp(-(tokens to the next use after that) / HORIZON)."""
+"""For exp(-(tokens to the next use after that) / HORIZON): the same, and the topic, of which nothing is known."""
 
 
 class Past:
@@ -78,13 +78,23 @@ class Past:
 
     @classmethod
     def fit(
-        cls, chosen: NDArray[np.int64], observed: NDArray[np.bool_], experts: int
+        cls,
+        chosen: NDArray[np.int64],
+        observed: NDArray[np.bool_],
+        experts: int,
+        topic: Floats | None = None,
+        told: NDArray[np.bool_] | None = None,
     ) -> tuple[Floats, Floats, Floats]:
         """Weights from what was chosen, token by token: [T, L, K]; `observed` [T] marks tokens of prompts.
 
+        Args:
+            topic: [T, L*E], what the topic said before each token; zeros if not given.
+            told: [T], tokens whose topic was told by a predictor that had not seen them: `later` is fitted there.
+
         Returns:
             soon: [14], for the probability that the next decoded token uses an expert.
-            later: [14], for exp(-(tokens to its next use - 1) / HORIZON), given that the next token does not.
+            later: [15], for exp(-(tokens to its next use - 1) / HORIZON), given that the next token does not; the
+                last weight is the topic's.
             odds: [T, L*E], the log-odds of `soon` as they were before each token.
         """
         tokens, layers, top_k = chosen.shape
@@ -104,12 +114,20 @@ class Past:
             past.see(used[t])
         behind = np.arange(min(100, tokens // 4), tokens - min(100, tokens // 4))
         behind = behind[~observed[behind]]
-        token = random.choice(behind, SAMPLES)
-        expert = random.integers(0, total, SAMPLES)
-        x = features[token, :, expert].astype(np.float32)
-        first = until[token - 1, expert]
+
+        def draw(tokens: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats, Floats]:
+            """Tokens, experts, their features and when they are used next, 1 for the token itself."""
+            token, expert = random.choice(tokens, SAMPLES), random.integers(0, total, SAMPLES)
+            return token, expert, features[token, :, expert].astype(np.float32), until[token - 1, expert]
+
+        _, _, x, first = draw(behind)
         soon = np.linalg.lstsq(x, (first == 1).astype(np.float32), rcond=None)[0].astype(np.float32)
-        rest = first > 1
-        later = np.linalg.lstsq(x[rest], np.exp(-(first[rest] - 2) / HORIZON), rcond=None)[0].astype(np.float32)
+        if told is not None and told[behind].any():
+            behind = behind[told[behind]]
+        token, expert, x, first = draw(behind)
+        said = np.zeros(SAMPLES, np.float32) if topic is None else topic[token, expert]
+        x = np.concatenate([x, said[:, None]], axis=1)[first > 1]
+        worth = np.exp(-(first[first > 1] - 2) / HORIZON)
+        later = np.linalg.lstsq(x, worth, rcond=None)[0].astype(np.float32)
         p = np.clip(np.stack([soon @ one.astype(np.float32) for one in features]), 0.003, 0.997)
         return soon, later, np.log(p / (1 - p)).astype(np.float32)

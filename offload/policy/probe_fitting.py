@@ -13,7 +13,18 @@ from numpy.typing import NDArray
 
 from offload.errors import KnowledgeError
 from offload.policy.past import PAST, Past
-from offload.policy.probes import BEGINNING, GROUPS, PAST_ALONE, Floats, Probes, group_of, unit
+from offload.policy.probes import (
+    BEGINNING,
+    GROUPS,
+    PAST_ALONE,
+    TERMS,
+    TOPIC_KEEPS,
+    Floats,
+    Probes,
+    group_of,
+    topic_layer,
+    unit,
+)
 from offload.telemetry.counters import Phase
 from offload.trace.records import TraceModel, TraceRequest
 
@@ -23,6 +34,10 @@ RANK = 32
 """Of the probes."""
 START_RANK = 64
 """Of the start predictor."""
+TOPIC_RANK = 48
+"""Of the topic's predictor."""
+TOPIC_TOKENS = 24
+"""Coming tokens that the topic is to foretell."""
 CLIP = 2.5
 """Margins are clipped to this on both sides."""
 RIDGE = 300.0
@@ -52,11 +67,14 @@ def fit_probes(
             f"{tokens} decoded tokens with residuals are too few to fit predictors",
             f"record at least {SMALLEST}: finemoe trace record --residuals",
         )
-    soon, later, odds = Past.fit(data.chosen, data.observed, model.experts)
-    odds = odds[~data.observed]
     held = _held_back(data.request)
     layers, experts = model.layers, model.experts
-    weights = _Blend(model, data, odds, held)
+    topic, told, mean = _fit_topic(model, data, held)
+    decoded = ~data.observed
+    said, unseen = np.zeros((len(data.chosen), layers * experts), np.float32), np.zeros(len(data.chosen), bool)
+    said[decoded], unseen[decoded] = told, held
+    soon, later, odds = Past.fit(data.chosen, data.observed, experts, said, unseen)
+    weights = _Blend(model, data, odds[decoded], told, held)
     fitted: list[tuple[_LowRank, Floats]] = []
     for layer in range(layers):
         progress("fit", layer, layers)
@@ -84,6 +102,8 @@ def fit_probes(
     offset = np.stack([(part.offset / spread).reshape(layers, experts) for part, spread in fitted])
     start_down, start_down_scale = _rows_int8(start.down)
     start_up, start_up_scale = _rows_int8(start.up)
+    topic_down, topic_down_scale = _rows_int8(topic.down)
+    topic_up, topic_up_scale = _rows_int8(topic.up)
     return Probes(
         down=np.stack(down),
         down_scale=np.stack(down_scale),
@@ -95,6 +115,12 @@ def fit_probes(
         start_up=start_up,
         start_up_scale=start_up_scale,
         start_offset=start.offset,
+        topic_down=topic_down,
+        topic_down_scale=topic_down_scale,
+        topic_up=topic_up,
+        topic_up_scale=topic_up_scale,
+        topic_offset=topic.offset,
+        topic_mean=mean,
         weights=weights.fit(),
         soon=soon,
         later=later,
@@ -175,6 +201,29 @@ def _held_back(request: NDArray[np.int64]) -> NDArray[np.bool_]:
     return result
 
 
+def _fit_topic(model: TraceModel, data: _Data, held: NDArray[np.bool_]) -> tuple[_LowRank, Floats, Floats]:
+    """The topic's predictor, what one that has not seen `held` tokens says before each [T, N], the mean input [H].
+
+    Fitted to the root of the share of the coming tokens that use an expert: what is used rarely counts more so.
+    """
+    values = data.inputs[:, topic_layer(model.layers)]
+    hot = data.hot.reshape(len(values), -1)
+    mean = values.mean(axis=0)
+    x = np.empty_like(values)
+    average, request = mean, -1
+    for number, value in enumerate(values):
+        if data.request[number] != request:
+            average, request = mean, data.request[number]
+        x[number] = average  # before the token
+        average = TOPIC_KEEPS * average + (1 - TOPIC_KEEPS) * value
+    used = np.concatenate([np.zeros((1, hot.shape[1]), np.int32), np.cumsum(hot, axis=0, dtype=np.int32)])
+    token = np.arange(len(values))
+    end = np.minimum(token + TOPIC_TOKENS, np.searchsorted(data.request, data.request, side="right"))
+    share = np.sqrt((used[end] - used[token]) / (end - token)[:, None]).astype(np.float32)
+    unseen = _LowRank.fit(x, share, TOPIC_RANK, ~held)
+    return _LowRank.fit(x, share, TOPIC_RANK, np.ones(len(x), bool)), unseen(x), mean
+
+
 class _LowRank:
     """y = up @ (down @ x) + offset."""
 
@@ -205,8 +254,10 @@ class _Blend:
 
     PER_LAYER = 20_000
 
-    def __init__(self, model: TraceModel, data: _Data, odds: Floats, held: NDArray[np.bool_]) -> None:
-        self._model, self._data, self._odds, self._held = model, data, odds, held
+    def __init__(
+        self, model: TraceModel, data: _Data, odds: Floats, topic: Floats, held: NDArray[np.bool_]
+    ) -> None:
+        self._model, self._data, self._odds, self._topic, self._held = model, data, odds, topic, held
         self._random = np.random.default_rng(0)
         self._rows: list[list[tuple[Floats, NDArray[np.bool_]]]] = [[] for _ in range(GROUPS)]
         self._probes: list[Floats] = []
@@ -248,6 +299,7 @@ class _Blend:
                         none if wraps else self._start[at, m],
                         self._probes[layer][use, m].astype(np.float32),
                         data.gates[ahead - 1][at, m] if ahead <= 2 and not wraps else none,
+                        self._topic[at][:, columns],
                     ],
                     axis=-1,
                 )
@@ -255,12 +307,13 @@ class _Blend:
         # Before a token's first layer, with the start predictor and without.
         at = rows[~first]
         for m in range(layers if len(at) else 0):
-            odds, start = self._odds[at][:, m * experts : (m + 1) * experts], self._start[at, m]
+            columns = slice(m * experts, (m + 1) * experts)
+            odds, start, topic = self._odds[at][:, columns], self._start[at, m], self._topic[at][:, columns]
             none = np.zeros_like(odds)
             for group, known in ((BEGINNING, start), (PAST_ALONE, none)):
-                terms = np.stack([np.ones_like(odds), odds, known, none, none], axis=-1)
+                terms = np.stack([np.ones_like(odds), odds, known, none, none, topic], axis=-1)
                 self._take(group, terms, data.hot[at, m], 10)
-        weights = np.zeros((GROUPS, 5), np.float32)
+        weights = np.zeros((GROUPS, TERMS), np.float32)
         weights[:, 1] = 1  # the past as it is, where there is nothing to fit from
         for group, collected in enumerate(self._rows):
             if collected:
@@ -271,8 +324,8 @@ class _Blend:
         return weights
 
     def _take(self, group: int, terms: Floats, target: NDArray[np.bool_], share: int) -> None:
-        """A `share`-th of what can be taken, by chance. terms: [A, E, 5], target: [A, E]."""
-        rows, hot = terms.astype(np.float32).reshape(-1, 5), target.reshape(-1)
+        """A `share`-th of what can be taken, by chance. terms: [A, E, 6], target: [A, E]."""
+        rows, hot = terms.astype(np.float32).reshape(-1, TERMS), target.reshape(-1)
         some = self._random.permutation(len(hot))[: self.PER_LAYER // share]
         self._rows[group].append((rows[some], hot[some]))
 

@@ -1,11 +1,14 @@
 """Predictors of what routers will choose; `probe_fitting` fits them from traces.
 
-Three linear parts, all small:
+Four linear parts, all small:
 
 - *probes*: from the residual behind layer l's attention, with what its shared expert adds, a projection of rank R
   and from there the margins of every layer's next routing: layers above l in this token, the others in the next;
 - the *start predictor*: the same for a whole token from its input embedding and the token before's last residual,
   so that a token's first layers are not blind;
+- the *topic*: from a moving average of one layer's residuals, how much of the coming tokens uses each expert. What
+  an answer is about changes slowly, so this tells what stays needed beyond the next token, of experts too that the
+  answer has not used yet;
 - the *past*: from decayed frequencies and recencies of an expert, how likely the next token uses it, and how soon
   it is used at all.
 
@@ -23,6 +26,10 @@ from numpy.typing import NDArray
 
 GROUPS, BEGINNING, PAST_ALONE = 8, 6, 7
 """Rows of the blend's weights, and the two for where less is known."""
+TERMS = 6
+"""Columns of them."""
+TOPIC_KEEPS = 0.85
+"""What a token leaves of the moving average that the topic is told from."""
 
 Floats = NDArray[np.float32]
 
@@ -36,10 +43,14 @@ class Probes:
         up: [L, L, E, R] int8, with up_scale [L, L] and offset [L, L, E].
         start_down: [S, 2H] int8, with start_down_scale [S].
         start_up: [L*E, S] int8, with start_up_scale and start_offset [L*E].
-        weights: [8, 5], the blend: a constant, the past, start predictor, probe, gate. Rows: 1, 2, 3-4, 5-8, 9 and
-            more layers on in the same token; the next token; before a token's first layer, when there is neither
-            probe nor gate; and from the past alone.
-        soon / later: [14], the past.
+        topic_down: [P, H] int8, with topic_down_scale [P].
+        topic_up: [L*E, P] int8, with topic_up_scale and topic_offset [L*E].
+        topic_mean: [H], where the moving average begins.
+        weights: [8, 6], the blend: a constant, the past, start predictor, probe, gate, topic. Rows: 1, 2, 3-4, 5-8,
+            9 and more layers on in the same token; the next token; before a token's first layer, when there is
+            neither probe nor gate; and from past and topic alone.
+        soon: [14], the past.
+        later: [15], the past and the topic.
         tokens: Decoded tokens that they were fitted from.
     """
 
@@ -53,6 +64,12 @@ class Probes:
     start_up: NDArray[np.int8]
     start_up_scale: Floats
     start_offset: Floats
+    topic_down: NDArray[np.int8]
+    topic_down_scale: Floats
+    topic_up: NDArray[np.int8]
+    topic_up_scale: Floats
+    topic_offset: Floats
+    topic_mean: Floats
     weights: Floats
     soon: Floats
     later: Floats
@@ -89,6 +106,11 @@ def group_of(distance: int, wraps: bool) -> int:
     if wraps:
         return 5
     return next(group for group, farthest in enumerate((1, 2, 4, 8, 1 << 30)) if distance <= farthest)
+
+
+def topic_layer(layers: int) -> int:
+    """The layer whose residual tells the topic: late, but not the last, which is about the next token's word."""
+    return 4 * layers // 5
 
 
 def unit(x: Floats) -> Floats:

@@ -181,6 +181,13 @@ class Simulation:
             tpot = (last - first) / passes if passes else None
             self._requests.append(RequestTimes(request.name, first - began, tpot))
 
+    def warm(self, experts: Sequence[int]) -> None:
+        """Bring `experts`, in this order, into slots that are free, and wait for them."""
+        self._fetcher.fill(experts)
+        while self._link.in_flight:
+            self._link.advance(self._timing.read_s)
+            self._fetcher.collect()
+
     def outcome(self) -> Outcome:
         """What it has come to so far."""
         decode = self._counters.phase(Phase.DECODE)

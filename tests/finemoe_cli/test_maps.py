@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from offload.models import read_spec
-from offload.policy.maps import MapStore, StoreModel, TopicStore, maps_file, topics_file
+from offload.policy.maps import MapStore, StoreModel, maps_file
 from offload.store.fingerprint import fingerprint
 from offload.store.safetensors_index import CheckpointIndex
 from offload.trace.file import Trace, TraceHeader
@@ -17,7 +17,7 @@ from tests.support.checkpoints import tiny_checkpoint
 from tests.support.traces import random_model, random_request
 
 FIELDS = {
-    "model", "fingerprint", "layers", "experts", "hidden", "entries", "capacity", "topics", "created", "bytes",
+    "model", "fingerprint", "layers", "experts", "hidden", "entries", "capacity", "created", "bytes",
     "path", "problem",
 }  # fmt: skip
 
@@ -72,7 +72,7 @@ def test_build_info_export_clear_import(finemoe, tiny, model, trace, kept, tmp_p
     (shown,) = finemoe("maps", "info", "--json").json["models"]
     assert set(shown) == FIELDS
     assert (shown["model"], shown["fingerprint"]) == ("tiny", model.fingerprint)
-    assert (shown["entries"], shown["capacity"], shown["topics"], shown["problem"]) == (10, 10, None, None)
+    assert (shown["entries"], shown["capacity"], shown["problem"]) == (10, 10, None)
     assert shown["bytes"] == kept.stat().st_size
     header, row = finemoe("maps", "info").out.splitlines()
     assert header.split()[:4] == ["MODEL", "FINGERPRINT", "MAPS", "OF"]
@@ -124,12 +124,11 @@ def test_pickled_objects_are_refused(finemoe, tiny, model, kept, tmp_path):
 
 
 def test_damaged_files_are_told_and_can_be_cleared(finemoe, tiny, model, trace, kept):
-    topics = TopicStore(StoreModel(model.layers, model.experts, model.hidden, "tiny", model.fingerprint), 3)
-    topics.add(np.ones(3), np.ones(model.layers * model.experts), 2)
-    topics.save(topics_file(kept.parents[1], model.fingerprint))
+    kept.parent.mkdir(parents=True)
+    kept.with_name("past.safetensors").write_bytes(b"nothing")
     kept.write_bytes(b"nothing")
     (shown,) = finemoe("maps", "info", "--json").json["models"]
-    assert (shown["entries"], shown["topics"], "is damaged" in shown["problem"]) == (None, 1, True)
+    assert (shown["entries"], "is damaged" in shown["problem"]) == (None, True)
     assert "is damaged" in finemoe("maps", "build", str(trace)).error
     assert kept.read_bytes() == b"nothing"
     cleared = finemoe("maps", "clear", "--all", "--yes")

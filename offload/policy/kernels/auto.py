@@ -62,19 +62,20 @@ def see(frequency, recency, decay, fade, chosen, first, experts):
                 row[chosen[t, k]] = np.float32(1.0)
 
 
-@njit(types.void(_f2, _f2, int64[::1], _f1, _f1, _f1, _f1), **_OPTIONS)
-def recall(frequency, recency, roots, soon, later, odds, far):
-    """What the past says of each expert.
+@njit(types.void(_f2, _f2, int64[::1], _f1, _f1, _f1, _f1, _f1), **_OPTIONS)
+def recall(frequency, recency, roots, soon, later, topic, odds, far):
+    """What past and topic say of each expert.
 
-    roots: [3], which frequencies count by their root too. soon, later: [F + 1] weights. odds: [N], log-odds that
-    the next token uses it; far: [N], its discounted time to the next use after that, 0..1.
+    roots: [3], which frequencies count by their root too. soon: [F + 1] weights, later: [F + 2], the last one for
+    topic: [N]. odds: [N], log-odds that the next token uses it; far: [N], its discounted time to the next use after
+    that, 0..1.
     """
     rooted = frequency.shape[0]
     recent = rooted + roots.shape[0]
     last = recent + recency.shape[0]
     for e in range(odds.shape[0]):
         a = soon[last]
-        b = later[last]
+        b = later[last] + later[last + 1] * topic[e]
         for i in range(rooted):
             a += soon[i] * frequency[i, e]
             b += later[i] * frequency[i, e]
@@ -91,8 +92,8 @@ def recall(frequency, recency, roots, soon, later, odds, far):
 
 
 @njit(types.void(_i8_2, _f1, _i8_2, _f1, _f1, _f1, _f1, _f1), **_OPTIONS)
-def start_margins(down, down_scale, up, up_scale, offset, x, z, margins):
-    """margins = up @ (down @ x) + offset. down: [S, X] and up: [N, S] int8 with a scale a row; x: [X], z: [S]."""
+def tell(down, down_scale, up, up_scale, offset, x, z, told):
+    """told = up @ (down @ x) + offset. down: [S, X] and up: [N, S] int8 with a scale a row; x: [X], z: [S]."""
     for s in range(down.shape[0]):
         row = down[s]
         total = np.float32(0.0)
@@ -104,7 +105,7 @@ def start_margins(down, down_scale, up, up_scale, offset, x, z, margins):
         total = np.float32(0.0)
         for s in range(z.shape[0]):
             total += np.float32(row[s]) * z[s]
-        margins[n] = total * up_scale[n] + offset[n]
+        told[n] = total * up_scale[n] + offset[n]
 
 
 @njit(types.void(_x, _f1), **_OPTIONS)
@@ -199,17 +200,18 @@ def _group(distance, wraps):
 
 @njit(
     types.void(
-        int64, _f2, _f1, _f1, boolean, _f2, boolean, _f2, int64, _f1, int64, float32, _f1, _f1,
+        int64, _f2, _f1, _f1, boolean, _f2, boolean, _f2, int64, _f1, _f1, int64, float32, _f1, _f1,
     ),
     **_OPTIONS,
 )  # fmt: skip
 def appraise(
-    layer, weights, odds, start, has_start, probe, has_probe, gates, ahead, far, experts, gamma, chance, worth,
+    layer, weights, odds, start, has_start, probe, has_probe, gates, ahead, topic, far, experts, gamma,
+    chance, worth,
 ):  # fmt: skip
     """What each expert's slot is worth behind the router of `layer`; -1 before the first layer.
 
-    weights: [8, 5], as `offload.policy.probes.Probes.weights`; odds, start, far: [N]; probe: [L, E]; gates: [2, E]
-    for the next `ahead` layers.
+    weights: [8, 6], as `offload.policy.probes.Probes.weights`; odds, start, topic, far: [N]; probe: [L, E];
+    gates: [2, E] for the next `ahead` layers.
     Gives chance: [N], that the expert is used when its layer comes next; worth: [N], what gamma ** (layers until
     its next use) is expected to be.
     """
@@ -229,7 +231,7 @@ def appraise(
             w = weights[6 if started else 7]
         for e in range(experts):
             n = m * experts + e
-            x = w[0] + w[1] * odds[n]
+            x = w[0] + w[1] * odds[n] + w[5] * topic[n]
             if started:
                 x += w[2] * start[n]
             if probed:

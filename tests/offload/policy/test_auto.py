@@ -90,14 +90,20 @@ def test_only_so_many_are_asked_for_at_once() -> None:
     assert len(policy.decide(0).fetch) <= FEW
 
 
-@pytest.mark.parametrize(("read_s", "asks"), [(1e-5, True), (1.0, False)])
-def test_a_slow_link_asks_for_more_certainty(read_s: float, asks: bool) -> None:
-    """With nothing but the past to go by: an expert used in six tokens of ten is fetched on a fast link only."""
+@pytest.mark.parametrize(
+    ("read_s", "waits", "asks"),
+    [(1e-5, True, True), (4e-3, True, False), (4e-3, False, True)],
+    ids=["fast", "slow", "slow and idle"],
+)
+def test_a_slow_link_that_is_busy_asks_for_more_certainty(read_s: float, waits: bool, asks: bool) -> None:
+    """With nothing but the past to go by: what six tokens of ten have used is fetched unless others wait long."""
     table = Table(hidden=4, top_k=1)
     table.around.rates.read_s = read_s
     policy = Auto(table.around)
     for token in range(60):
+        table.around.misses[11] += 3 * waits
         table.token(policy, [[[0, 1, 0, 0, 2][token % 5]]] * 3)
+        table.around.misses[11] += token % QUIET_TOKENS == 0  # now and then, so that it goes on looking
     table.begin(policy)
     assert 0.5 < policy._chance[0] < 0.8
     assert bool(policy.decide(-1).fetch) == asks

@@ -51,14 +51,14 @@ def test_probe_margins(seed: int, layers: int, experts: int, hidden: int) -> Non
 
 @few
 @given(seed=SEEDS, count=st.integers(1, 30), size=st.integers(1, 40))
-def test_start_margins(seed: int, count: int, size: int) -> None:
+def test_tell(seed: int, count: int, size: int) -> None:
     random, rank = np.random.default_rng(seed), 6
     down, down_scale = int8(random, rank, size), abs(floats(random, rank))
     up, up_scale, offset = int8(random, count, rank), abs(floats(random, count)), floats(random, count)
-    x, margins = floats(random, size), np.zeros(count, np.float32)
-    kernels.start_margins(down, down_scale, up, up_scale, offset, x, np.zeros(rank, np.float32), margins)
+    x, told = floats(random, size), np.zeros(count, np.float32)
+    kernels.tell(down, down_scale, up, up_scale, offset, x, np.zeros(rank, np.float32), told)
     expected = (up.astype(np.float64) @ ((down.astype(np.float64) @ x) * down_scale)) * up_scale + offset
-    assert np.allclose(margins, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+    assert np.allclose(told, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
 
 
 @few
@@ -120,24 +120,27 @@ def test_appraise(
     random, total = np.random.default_rng(seed), layers * experts
     layer = data.draw(st.integers(-1, layers - 1))
     ahead = 0 if layer < 0 else min(ahead, layers - 1 - layer)
-    weights, odds, start = floats(random, 8, 5), floats(random, total), floats(random, total)
+    weights, odds, start = floats(random, 8, 6), floats(random, total), floats(random, total)
+    topic = floats(random, total)
     probe, gates = floats(random, layers, experts), floats(random, 2, experts)
     far, gamma = random.random(total).astype(np.float32), np.float32(random.uniform(0.5, 1))
     chance, worth = np.zeros(total, np.float32), np.zeros(total, np.float32)
     kernels.appraise(
-        layer, weights, odds, start, has_start, probe, has_probe, gates, ahead, far, experts, gamma, chance, worth
-    )
+        layer, weights, odds, start, has_start, probe, has_probe, gates, ahead,
+        topic, far, experts, gamma, chance, worth,
+    )  # fmt: skip
     for m in range(layers):
         wraps = m <= layer
         distance = (m - layer - 1) % layers + 1 if layer >= 0 else m + 1
         probed, gated, started = has_probe and layer >= 0, not wraps and distance <= ahead, has_start and not wraps
         group = group_of(distance, wraps) if probed or gated else BEGINNING if started else PAST_ALONE
         own = slice(m * experts, (m + 1) * experts)
-        terms = np.zeros((experts, 5))
+        terms = np.zeros((experts, 6))
         terms[:, 0], terms[:, 1] = 1, odds[own]
         terms[:, 2] = start[own] if started else 0
         terms[:, 3] = probe[m] if probed else 0
         terms[:, 4] = gates[distance - 1] if gated else 0
+        terms[:, 5] = topic[own]
         p = 1 / (1 + np.exp(-(terms @ weights[group].astype(np.float64))))
         assert np.allclose(chance[own], p, atol=1e-4)
         # In `distance` layers with p; otherwise a token later at the earliest, discounted by what the past says.

@@ -45,11 +45,13 @@ def test_the_kernels_see_and_recall_the_same(history: list[set[int]], rate: floa
             now[:, :first], now[:, first + experts :] = before[:, :first], before[:, first + experts :]
     assert np.allclose(frequency, past.frequency, rtol=1e-4)  # of the layer; the other layers' are as they were
     assert np.allclose(recency, past.recency, rtol=1e-4)
-    odds, far = np.zeros(18, np.float32), np.zeros(18, np.float32)
-    kernels.recall(frequency, recency, np.array(ROOTS, np.int64), SOON, LATER, odds, far)
+    odds, far, topic = np.zeros(18, np.float32), np.zeros(18, np.float32), np.linspace(0, 1, 18, dtype=np.float32)
+    later = LATER.copy()
+    later[-1] = 0.3
+    kernels.recall(frequency, recency, np.array(ROOTS, np.int64), SOON, later, topic, odds, far)
     p = np.clip(SOON @ past.features(), 0.003, 0.997)
     assert np.allclose(odds, np.log(p / (1 - p)), atol=1e-3)
-    assert np.allclose(far, np.clip(LATER @ past.features(), 0, 1), atol=1e-4)
+    assert np.allclose(far, np.clip(LATER[:-1] @ past.features() + 0.3 * topic, 0, 1), atol=1e-4)
 
 
 def test_several_tokens_at_once_are_several_tokens() -> None:
@@ -69,7 +71,9 @@ def test_the_beginning_is_no_surprise(rate: float) -> None:
 
 
 def test_there_is_a_weight_for_every_feature() -> None:
-    assert SOON.shape == LATER.shape == (FEATURES,)
+    assert SOON.shape == (FEATURES,)
+    assert LATER.shape == (FEATURES + 1,)  # and for the topic, of which nothing is known
+    assert LATER[-1] == 0
     assert Past(4, 0.1).features().shape == (FEATURES, 4)
 
 
@@ -78,7 +82,7 @@ def test_fitting_finds_how_likely_the_next_use_is() -> None:
     random, tokens = np.random.default_rng(1), 2000
     chosen = np.where(random.random(tokens) < 0.9, random.integers(0, 6, tokens), random.integers(6, 12, tokens))
     soon, later, odds = Past.fit(chosen[:, None, None], np.zeros(tokens, bool), 12)
-    assert soon.shape == later.shape == (FEATURES,)
+    assert (soon.shape, later.shape) == ((FEATURES,), (FEATURES + 1,))
     assert odds.shape == (tokens, 12)
     p = 1 / (1 + np.exp(-odds[400:]))
     assert p[:, :6].mean() == pytest.approx(0.15, abs=0.02)
@@ -114,7 +118,21 @@ def test_fitting_finds_how_far_the_next_use_is() -> None:
     assert np.argmax(soon @ features) == np.argmin(waits)
     rest = waits > 1
     expected = np.exp(-(waits[rest] - 2) / HORIZON)
-    assert np.allclose((later @ features)[rest], expected, atol=0.08)
+    assert np.allclose((later[:-1] @ features)[rest], expected, atol=0.08)
+
+
+def test_fitting_finds_what_the_topic_says() -> None:
+    """What the topic names is used by every other token, at random, whatever was before."""
+    random, tokens = np.random.default_rng(3), 3000
+    topic = np.zeros((tokens, 12), np.float32)
+    named = random.integers(0, 12, tokens // 50)[np.arange(tokens) // 50]
+    topic[np.arange(tokens), named] = 1
+    chosen = np.where(random.random(tokens) < 0.5, named, random.integers(0, 12, tokens))[:, None, None]
+    nobody = np.zeros(tokens, bool)
+    *_, blind = Past.fit(chosen, nobody, 12)[:2]
+    *_, told = Past.fit(chosen, nobody, 12, topic, np.arange(tokens) > 1500)[:2]
+    assert blind[-1] == 0
+    assert told[-1] > 0.2
 
 
 def test_prompts_count_as_past_and_not_as_what_is_to_be_foretold() -> None:

@@ -13,7 +13,17 @@ from offload.policy.auto import Auto
 from offload.policy.knowledge import Knowledge
 from offload.policy.lookahead import softmax
 from offload.policy.probe_fitting import TooLittle, fit_probes
-from offload.policy.probes import BEGINNING, GROUPS, PAST_ALONE, Probes, group_of
+from offload.policy.probes import (
+    BEGINNING,
+    GROUPS,
+    PAST_ALONE,
+    TERMS,
+    TOPIC_KEEPS,
+    Probes,
+    group_of,
+    topic_layer,
+    unit,
+)
 from offload.telemetry.counters import Phase
 from offload.telemetry.routing import ForwardPass, Routing
 from offload.trace.records import TraceModel, TracePass, TraceRequest
@@ -107,8 +117,9 @@ def test_chance_is_not_found() -> None:
 
 def test_shapes_types_and_bytes(fitted: Probes) -> None:
     assert fitted.shape == (LAYERS, EXPERTS, HIDDEN)
-    rank, start_rank = fitted.down.shape[1], fitted.start_down.shape[0]
+    rank, start_rank, topic_rank = fitted.down.shape[1], fitted.start_down.shape[0], fitted.topic_down.shape[0]
     assert rank <= probe_fitting.RANK and start_rank <= probe_fitting.START_RANK
+    assert topic_rank <= probe_fitting.TOPIC_RANK
     expected = {
         "down": (np.int8, (LAYERS, rank, HIDDEN)),
         "down_scale": (np.float32, (LAYERS, rank)),
@@ -120,9 +131,15 @@ def test_shapes_types_and_bytes(fitted: Probes) -> None:
         "start_up": (np.int8, (LAYERS * EXPERTS, start_rank)),
         "start_up_scale": (np.float32, (LAYERS * EXPERTS,)),
         "start_offset": (np.float32, (LAYERS * EXPERTS,)),
-        "weights": (np.float32, (GROUPS, 5)),
+        "topic_down": (np.int8, (topic_rank, HIDDEN)),
+        "topic_down_scale": (np.float32, (topic_rank,)),
+        "topic_up": (np.int8, (LAYERS * EXPERTS, topic_rank)),
+        "topic_up_scale": (np.float32, (LAYERS * EXPERTS,)),
+        "topic_offset": (np.float32, (LAYERS * EXPERTS,)),
+        "topic_mean": (np.float32, (HIDDEN,)),
+        "weights": (np.float32, (GROUPS, TERMS)),
         "soon": (np.float32, (14,)),
-        "later": (np.float32, (14,)),
+        "later": (np.float32, (15,)),
         "tokens": (np.int64, (1,)),
     }
     arrays = fitted.arrays()
@@ -219,9 +236,50 @@ def test_the_blend_before_the_first_token_is_known() -> None:
 
 def test_groups_without_data_fall_back_to_the_past(fitted: Probes) -> None:
     """Of four layers none is more than three away."""
-    assert np.array_equal(fitted.weights[group_of(9, False)], [0, 1, 0, 0, 0])
-    assert fitted.weights[BEGINNING, 3:].tolist() == [0, 0]
-    assert fitted.weights[PAST_ALONE, 2:].tolist() == [0, 0, 0]
+    assert np.array_equal(fitted.weights[group_of(9, False)], [0, 1, 0, 0, 0, 0])
+    assert fitted.weights[BEGINNING, 3:5].tolist() == [0, 0]
+    assert fitted.weights[PAST_ALONE, 2:5].tolist() == [0, 0, 0]
+
+
+def told(fitted: Probes, average: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the topic's predictor says: [L*E]."""
+    z = (fitted.topic_down.astype(np.float32) @ average) * fitted.topic_down_scale
+    result: NDArray[np.float32] = (fitted.topic_up.astype(np.float32) @ z) * fitted.topic_up_scale
+    return result + fitted.topic_offset
+
+
+def test_a_topic_tells_what_its_coming_tokens_use() -> None:
+    """Residuals that hardly change from token to token, and others for every request."""
+    fitted = fit_probes(MODEL, linear_requests(40, 50, carried=0.98))
+    right, chance = [], []
+    for request in linear_requests(12, 40, seed=1, carried=0.98):
+        values = np.stack(
+            [one.residual[topic_layer(LAYERS), 0] for one in request.passes if one.residual is not None]
+        )
+        said = told(fitted, unit(values.astype(np.float32))[:12].mean(axis=0))
+        used = np.zeros(LAYERS * EXPERTS)
+        for one in request.passes[12:]:
+            np.add.at(used, (one.chosen[:, 0] + np.arange(LAYERS)[:, None] * EXPERTS).ravel(), 1 / 28)
+        named = np.argsort(-said)[: LAYERS * TOP_K]
+        right.append(used[named].mean())
+        chance.append(used.mean())
+    assert np.mean(right) > 1.7 * np.mean(chance)
+
+
+def test_a_topic_begins_with_every_request_and_follows_its_residuals() -> None:
+    fitted = fit_probes(MODEL, linear_requests(10, 100))
+    simulation = Simulation(MODEL, LAYERS * EXPERTS, Timing(), Auto, Knowledge(probes=fitted))
+    policy = simulation.policy
+    assert isinstance(policy, Auto)
+    assert np.allclose(policy._topic, told(fitted, fitted.topic_mean), rtol=1e-3, atol=1e-3)
+    for request in linear_requests(2, 9, seed=3):
+        simulation.run([request])
+        average = fitted.topic_mean
+        for one in request.passes:
+            assert one.residual is not None
+            x = unit(one.residual[topic_layer(LAYERS), 0].astype(np.float32))
+            average = TOPIC_KEEPS * average + (1 - TOPIC_KEEPS) * x
+        assert np.allclose(policy._topic, told(fitted, average), rtol=1e-3, atol=1e-2)
 
 
 def test_what_is_held_back() -> None:

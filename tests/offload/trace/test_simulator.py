@@ -253,3 +253,21 @@ def test_hit_rates_are_those_of_the_live_engine(demo_model: Path, policy: str) -
     assert here.selections == there.selections
     assert here.hit_rate == pytest.approx(there.hit_rate, abs=0.02)
     assert here.covered_rate == pytest.approx(there.covered_rate, abs=0.02)
+
+
+def test_what_is_warm_is_there_from_the_beginning() -> None:
+    """As far as there are slots; reading it is no part of any request."""
+    model = synthetic_model(layers=3, experts=8, top_k=2)
+    (request,) = synthetic_requests(model, requests=1, prompt=1, tokens=1)
+    needed = [layer * 8 + int(expert) for layer, row in enumerate(request.passes[1].chosen[:, 0]) for expert in row]
+
+    def hits(warm: list[int]) -> Outcome:
+        simulation = Simulation(model, 20, Timing(), partial(make_policy, "demand"))
+        simulation.warm(warm)
+        simulation.run([request], prefill=False)
+        return simulation.outcome()
+
+    cold, warm = hits([]), hits(needed)
+    assert cold.decode.hit_rate == 0
+    assert (warm.decode.hit_rate, warm.stall_s, warm.decode.bytes_demand) == (1, 0, 0)
+    assert warm.decode_s == pytest.approx(3)

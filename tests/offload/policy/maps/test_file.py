@@ -1,4 +1,4 @@
-"""Files of maps and topics: whole or not at all, checked, and shared by processes."""
+"""Files of maps: whole or not at all, checked, and shared by processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from offload.errors import KnowledgeError, StorageError
 from offload.policy import learnt_file as file
-from offload.policy.maps import MapStore, StoreModel, TopicStore, maps_file, open_maps
+from offload.policy.maps import MapStore, StoreModel, maps_file, open_maps
 from tests.offload.policy.maps.stores import MODEL, filled, ids, random_map
 
 SLOW_SETUP = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
@@ -85,8 +85,6 @@ def test_a_newer_version_another_kind_and_another_model_are_refused(path: Path) 
         MapStore.load(path, fingerprint="cd" * 32)
     with pytest.raises(KnowledgeError, match="learnt from another model"):
         filled(2, model=StoreModel(4, 6, 5, "other", "cd" * 32)).save(path)
-    with pytest.raises(KnowledgeError, match="no file of finemoe's topics"):
-        TopicStore.load(path)
     with pytest.raises(KnowledgeError, match="there is no file"):
         MapStore.load(path.with_name("none"))
 
