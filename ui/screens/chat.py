@@ -20,6 +20,7 @@ from ui.chat.draft import keep_draft, take_draft
 from ui.chat.engine import State
 from ui.chat.keymap import CHAT_KEYS
 from ui.chat.setup import ChatSetup
+from ui.garbage import settle
 from ui.screens.answering import Answering
 from ui.screens.branches import Branches
 from ui.screens.command_runner import CommandRunner
@@ -103,6 +104,7 @@ class ChatScreen(Screen[None]):
     async def _start(self) -> None:
         self.room.start()
         await self.telemetry.start(self.query_one("#body"))
+        settle()
         if self.setup.record is not None:
             await self.runner.run(self.commands["record"], str(self.setup.record))
 
@@ -148,6 +150,7 @@ class ChatScreen(Screen[None]):
         elif not room.loading and self.answering.busy:
             doing, kind = "answering", "busy"
         self._bar.show(self.conversation.title or "new session", tuple(facts), doing, kind)
+        self.prompt.cursor_blink = not self.answering.busy  # Each blink is a picture more.
         queued = self.answering.queued
         self._queue.display = bool(queued)
         self._queue.update(f"next: {' '.join(queued[:200].split())}")
