@@ -133,8 +133,9 @@ class ChatScreen(Screen[None]):
         if not self.is_mounted:
             return
         room, driver = self.room, self.room.driver
-        label = room.profile or str(room.budget)
         size = format_bytes(driver.budget_bytes) if driver.ready else ""
+        # A budget that is a size is not said twice.
+        label = room.profile or ("" if size and room.budget.total_bytes is not None else str(room.budget))
         facts = [room.model, f"{label} {size}".strip()]
         if self.telemetry.recorder is not None:
             facts.insert(0, "recording")
