@@ -28,7 +28,7 @@ from ui.sessions import SessionStore
 SIZE = (120, 40)
 PAGE_UP, CTRL_END = "\x1b[5~", "\x1b[1;5F"
 LETTERS = "xyzw"
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 WORDS = "Rivers carry sand and stones from the hills to the sea, and shape the land on their way. "
 FIRST = "The first message of all."
 
@@ -65,9 +65,11 @@ def _fill(path: Path, messages: int) -> None:
         session = store.create(model="demo")
         parent = None
         for number in range(1, messages + 1):
-            said = f"{FIRST if number == 1 else ''} Message {number}. "
+            said = f"Message {number}. "
             if number % 2:
-                parent = store.add(session.id, parent, "user", said + WORDS, None).id
+                # Not at its beginning, which is the title, always to be seen.
+                said += WORDS + (FIRST if number == 1 else "")
+                parent = store.add(session.id, parent, "user", said, None).id
             else:
                 said += f"{WORDS * 4}\n\n- {WORDS}\n- {WORDS}\n\n```python\nprint({number})\n```\n\n{WORDS * 3}"
                 parent = store.add(session.id, parent, "assistant", said, "stop").id

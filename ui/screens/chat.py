@@ -302,8 +302,8 @@ class ChatScreen(Screen[None]):
         else:
             self.transcript.scroll_page_down(animate=False)
 
-    def action_end(self) -> None:
-        self.transcript.anchor()
+    async def action_end(self) -> None:
+        await self.transcript.to_end()
 
     def copy(self, text: str) -> None:
         """Puts text on the terminal's clipboard (OSC 52)."""
