@@ -141,7 +141,9 @@ class ExpertTable(Pane, ScrollView, can_focus=True):
             code = int(self._rows[at])
             line = self._row(self.history, code) if code >= 0 else self._head(self.history, -code - 1, width)
             if code == self.expert:
-                base += self._cursor()
+                cursor = self._cursor()
+                line = list(Segment.apply_style(line, post_style=cursor))
+                base += cursor
         return Strip(Segment.apply_style(line, base)).adjust_cell_length(width, base).simplify()
 
     def _cursor(self) -> Style:
