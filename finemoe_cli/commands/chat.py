@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import locale
 import os
 import sys
@@ -148,6 +149,7 @@ def _has_screen() -> bool:
 
 
 def _on_screen(resolved: Resolved, resume: bool, session: str | None, record: Path | None) -> None:
+    gc.disable()  # Until all is there: see `ui.garbage`.
     from finemoe_cli.chatting import have_model, make_link, open_board
     from ui.app import ChatApp
     from ui.chat.setup import ChatSetup

@@ -66,6 +66,8 @@ class BoardReader:
         self._dead = False
         self._sequence = -1
         self._frame: Frame | None = None
+        self._encoded: bytes | None = None
+        self._texts: Texts
 
     def __enter__(self) -> BoardReader:
         return self
@@ -133,10 +135,12 @@ class BoardReader:
         try:
             numbers = np.frombuffer(data, layout.frame_dtype, 1)[0]
             begin = layout.text_at - layout.frame_at
-            texts = Texts.decode(data[begin : begin + int(numbers["text_bytes"])])
+            encoded = data[begin : begin + int(numbers["text_bytes"])]
+            if encoded != self._encoded:  # Mostly only numbers have changed.
+                self._texts, self._encoded = Texts.decode(encoded), encoded
         except (ValueError, TypeError, KeyError) as error:
             raise BoardError(f"{self.path}: the board is damaged") from error
-        return to_frame(self.facts, numbers, texts)
+        return to_frame(self.facts, numbers, self._texts)
 
     def _rows(self, begin: int, end: int) -> NDArray[np.void]:
         layout = self._layout

@@ -257,9 +257,11 @@ class _Run:
         pipe = subprocess.PIPE
         try:
             log = EngineLog(log_path)
-            # A session of its own: Ctrl-C and the terminal's hanging up are not for it.
+            # A group of its own: Ctrl-C and the terminal's hanging up are not for it. But no session of its own:
+            # Linux shares processors among sessions first (sched_autogroup), and lanes, which hardly take any time,
+            # would wait for whatever the user interface does at that moment.
             self.process = subprocess.Popen(
-                arguments, stdin=pipe, stdout=pipe, stderr=pipe, env=dict(env), start_new_session=True
+                arguments, stdin=pipe, stdout=pipe, stderr=pipe, env=dict(env), process_group=0
             )
         except OSError as error:
             started.put(error)

@@ -109,6 +109,12 @@ class Terminal:
                 raise AssertionError(f"it never came: {what or happened}\n{self.shown}")
         return self.shown
 
+    def wait(self, seconds: float) -> None:
+        """Takes what is written for so long."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0 and self._read(left):
+            pass
+
     def stopped(self, signum: int = signal.SIGSTOP) -> None:
         """Stops the program from outside, wipes the screen as others may then, and lets it go on."""
         process = psutil.Process(self.process.pid)

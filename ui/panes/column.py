@@ -46,8 +46,8 @@ class PaneColumn(Widget):
         display: none;
         background: $background;
         & > Strip { display: none; dock: bottom; height: 3; }
-        & > .panes { height: 1fr; width: 1fr; padding: 0 1; }
-        & > .panes > Pane { margin-bottom: 1; }
+        & > .panes { height: 1fr; width: 1fr; padding: 0 1; visibility: hidden; }
+        & > .panes > Pane { margin-bottom: 1; visibility: visible; }
         &.-strip { display: block; dock: bottom; height: 3; width: 100%; padding: 0 1; }
         &.-strip > Strip { display: block; }
         &.-strip > .panes { display: none; }
@@ -146,7 +146,7 @@ class PaneColumn(Widget):
             return
         for pane in self.query(Pane):
             pane.history = history
-            if pane.is_on_screen or pane.size:
+            if pane.size or pane.is_on_screen:
                 pane.show(history)
 
 

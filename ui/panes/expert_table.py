@@ -16,7 +16,7 @@ from textual.strip import Strip
 
 from offload.memory.residency import LOADING, RESIDENT
 from ui.panes.history import FrameHistory
-from ui.panes.pane import Line, Pane, percent
+from ui.panes.pane import Line, Look, Pane, percent
 
 Sort = Literal["heat", "misses", "layer"]
 Group = Literal["none", "layer", "tier"]
@@ -30,7 +30,8 @@ _TIER_ORDER = (3, 0, 1, 2)
 
 _HEAD_LINES = 2
 _BAR = 5
-_CURSOR = Style(reverse=True)
+_CURSOR = 0.15
+"""How much of the text's colour the chosen line's background takes on."""
 _HEADER = (
     f"{'layer':>5} {'expert':>6}  {'state':<8} {'heat':<{_BAR}} {'uses':>6} {'missed':>6} {'rate':>5} {'used':>6}"
 )
@@ -125,8 +126,9 @@ class ExpertTable(Pane, ScrollView, can_focus=True):
 
     def render_line(self, y: int) -> Strip:
         width = self.scrollable_content_region.width
+        base = self.rich_style
         if self.history is None or self.history.latest is None:
-            return Strip.blank(width, self.rich_style)
+            return Strip.blank(width, base)
         if y == 0:
             order = f"by {self.sort}" if self.group == "none" else f"by {self.group}{self.dot}by {self.sort}"
             line = self.title(width, "experts", f"{order}{self.dot}{self.state}" if self.state else order)
@@ -135,13 +137,21 @@ class ExpertTable(Pane, ScrollView, can_focus=True):
         else:
             at = y + self.scroll_offset.y - _HEAD_LINES
             if at >= len(self._rows):
-                return Strip.blank(width, self.rich_style)
+                return Strip.blank(width, base)
             code = int(self._rows[at])
             line = self._row(self.history, code) if code >= 0 else self._head(self.history, -code - 1, width)
             if code == self.expert:
-                line = list(Segment.apply_style(line, post_style=_CURSOR))
-        styled = Segment.apply_style(line, self.rich_style)
-        return Strip(styled).adjust_cell_length(width, self.rich_style).simplify()
+                cursor = self._cursor()
+                line = list(Segment.apply_style(line, post_style=cursor))
+                base += cursor
+        return Strip(Segment.apply_style(line, base)).adjust_cell_length(width, base).simplify()
+
+    def _cursor(self) -> Style:
+        """What the whole of the chosen line has: its hues stay what they are, where there are any."""
+        if self.look is not Look.COLOUR:
+            return Style(reverse=True)
+        background, text = self.background_colors[1], self.get_component_styles("pane--title").color
+        return Style(bgcolor=background.blend(text, _CURSOR).rich_color, bold=True)
 
     def _again(self) -> None:
         if self.history is not None:

@@ -301,8 +301,9 @@ class FrameHistory:
 
     def _go_on(self, last: Frame, frame: Frame) -> None:
         # Who is behind a reset is compared with zero.
-        fresh = _was_reset(last, frame)
-        scalars = _scalars(frame) - (0.0 if fresh else _scalars(last))
+        now, before = _scalars(frame), _scalars(last)
+        fresh = _was_reset(last, frame) or bool(np.any(now < before))
+        scalars = now - (0.0 if fresh else before)
         tally = frame.tally - (0 if fresh else last.tally)
         stall = frame.stall_ns - (0 if fresh else last.stall_ns)
         uses = frame.uses - (0 if fresh else last.uses)
@@ -364,7 +365,6 @@ def _scalars(frame: Frame) -> NDArray[np.float64]:
 def _was_reset(last: Frame, frame: Frame) -> bool:
     return bool(
         any(mark.kind == "reset" and mark not in last.marks for mark in frame.marks)
-        or np.any(_scalars(frame) < _scalars(last))
         or np.any(frame.uses < last.uses)
         or np.any(frame.misses < last.misses)
         or np.any(frame.tally < last.tally)

@@ -139,9 +139,10 @@ class Pane(Widget):
         if changed:
             self._seen = False
             self._lines = strips = strips[: len(new)] + [Strip.blank(0)] * (len(new) - len(strips))
+            background = self.rich_style
             for number in changed:
                 if number < len(new):
-                    strips[number] = self._strip(new[number], size.width)
+                    strips[number] = _strip(new[number], size.width, background)
             self.refresh(*(Region(0, number, size.width, 1) for number in changed))
 
     def draw(self, width: int, height: int) -> Sequence[Line]:
@@ -217,15 +218,22 @@ class Pane(Widget):
         self._seen = True
         if self._lines is None or self._lines_size != size:
             self._drawn_lines, self._lines_size = self._draw(size), size
-            self._lines = [self._strip(line, size.width) for line in self._drawn_lines]
+            background = self.rich_style
+            self._lines = [_strip(line, size.width, background) for line in self._drawn_lines]
         return self._lines
 
     def _draw(self, size: Size) -> list[Line]:
         return list(self.draw(size.width, size.height)) if size.width > 0 and size.height > 0 else []
 
-    def _strip(self, line: Line, width: int) -> Strip:
-        background = self.rich_style
-        return Strip(Segment.apply_style(line, background)).adjust_cell_length(width, background).simplify()
+
+def _strip(line: Line, width: int, background: Style) -> Strip:
+    """A line on a background, cut and filled to a width. Strips are dear, so it is made as one."""
+    pieces = list(Segment.simplify(Segment.apply_style(line, background)))
+    missing = width - sum(piece.cell_length for piece in pieces)
+    if missing > 0:
+        pieces.append(Segment(" " * missing, background))
+    strip = Strip(pieces, width - min(missing, 0))
+    return strip if missing >= 0 else strip.crop(0, width)
 
 
 def percent(rate: float | None, digits: int = 0) -> str:

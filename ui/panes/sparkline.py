@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import groupby
 from math import ceil, floor, log10
 
 import numpy as np
@@ -76,19 +77,25 @@ def graph(
 ) -> list[Line]:
     """`bars` with a base line where there is nothing, and ticks through all rows in the columns ``marks``."""
     tick, base = ("|", "_") if look is Look.ASCII else ("╎", "▁")
+
+    def styled(column: int, character: str, last: bool) -> tuple[str, Style]:
+        if column in marks:
+            return (character if character != " " else tick), mark_style
+        if character == " " and last:
+            return base, floor_style
+        return character, style
+
     lines: list[Line] = []
     for number, text in enumerate(bars(values, rows, top, look)):
-        line: Line = []
-        last = number == rows - 1
-        for column, character in enumerate(text):
-            if column in marks:
-                line.append(Segment(character if character != " " else tick, mark_style))
-            elif character == " " and last:
-                line.append(Segment(base, floor_style))
-            else:
-                line.append(Segment(character, style))
-        lines.append(line)
+        cells = [styled(column, character, number == rows - 1) for column, character in enumerate(text)]
+        # Neighbours of one style in one segment.
+        runs = groupby(cells, key=lambda cell: id(cell[1]))
+        lines.append([_run(list(run)) for _, run in runs])
     return lines
+
+
+def _run(cells: list[tuple[str, Style]]) -> Segment:
+    return Segment("".join(character for character, _ in cells), cells[0][1])
 
 
 def mark_columns(history: FrameHistory, columns: int, step: float) -> set[int]:

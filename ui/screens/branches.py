@@ -43,6 +43,7 @@ class Branches:
         if isinstance(focused, Turn):
             await self._go_from(focused, step)
         elif step < 0 and self._screen.transcript.turns:
+            await self._screen.transcript.to_end()
             self._screen.transcript.turns[-1].focus()
 
     async def other_version(self, step: int) -> None:
@@ -125,6 +126,10 @@ class Branches:
         place = turns.index(turn) + step
         if place < 0:
             await self._screen.transcript.load_earlier()
+            place = self._screen.transcript.turns.index(turn) + step
+            turns = self._screen.transcript.turns
+        elif place >= len(turns) and self._screen.transcript.below:
+            await self._screen.transcript.load_later()
             place = self._screen.transcript.turns.index(turn) + step
             turns = self._screen.transcript.turns
         if place >= len(turns):

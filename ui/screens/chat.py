@@ -20,6 +20,7 @@ from ui.chat.draft import keep_draft, take_draft
 from ui.chat.engine import State
 from ui.chat.keymap import CHAT_KEYS
 from ui.chat.setup import ChatSetup
+from ui.garbage import settle
 from ui.screens.answering import Answering
 from ui.screens.branches import Branches
 from ui.screens.command_runner import CommandRunner
@@ -103,6 +104,7 @@ class ChatScreen(Screen[None]):
     async def _start(self) -> None:
         self.room.start()
         await self.telemetry.start(self.query_one("#body"))
+        settle()
         if self.setup.record is not None:
             await self.runner.run(self.commands["record"], str(self.setup.record))
 
@@ -131,8 +133,9 @@ class ChatScreen(Screen[None]):
         if not self.is_mounted:
             return
         room, driver = self.room, self.room.driver
-        label = room.profile or str(room.budget)
         size = format_bytes(driver.budget_bytes) if driver.ready else ""
+        # A budget that is a size is not said twice.
+        label = room.profile or ("" if size and room.budget.total_bytes is not None else str(room.budget))
         facts = [room.model, f"{label} {size}".strip()]
         if self.telemetry.recorder is not None:
             facts.insert(0, "recording")
@@ -148,6 +151,7 @@ class ChatScreen(Screen[None]):
         elif not room.loading and self.answering.busy:
             doing, kind = "answering", "busy"
         self._bar.show(self.conversation.title or "new session", tuple(facts), doing, kind)
+        self.prompt.cursor_blink = not self.answering.busy  # Each blink is a picture more.
         queued = self.answering.queued
         self._queue.display = bool(queued)
         self._queue.update(f"next: {' '.join(queued[:200].split())}")
@@ -298,8 +302,8 @@ class ChatScreen(Screen[None]):
         else:
             self.transcript.scroll_page_down(animate=False)
 
-    def action_end(self) -> None:
-        self.transcript.anchor()
+    async def action_end(self) -> None:
+        await self.transcript.to_end()
 
     def copy(self, text: str) -> None:
         """Puts text on the terminal's clipboard (OSC 52)."""

@@ -148,6 +148,7 @@ class CommandRunner:
 
     async def do_record(self, argument: str) -> None:
         await self._screen.say(self._screen.telemetry.record(Path(argument).expanduser() if argument else None))
+        self._screen.refresh_state()
 
     async def do_replay(self, argument: str) -> None:
         self._screen.telemetry.replay(Path(argument).expanduser() if argument else None)

@@ -223,6 +223,7 @@ class Telemetry:
         if self.recorder is not None:
             self.recorder = None
             self._screen.tell(error)
+            self._screen.refresh_state()
 
     def _token_texts(self) -> TokenTexts:
         folder = self._screen.room.folder

@@ -132,6 +132,11 @@ class ReplyTurn(Turn):
         yield ReplyMarkdown(without_controls(super().text))
         yield Static(self._status_of_message(), classes="status", markup=False)
 
+    @property
+    def coming(self) -> bool:
+        """Whether it is not whole yet."""
+        return not self._done
+
     def wait_for(self, what: str) -> None:
         """Says what is being waited for."""
         self._waiting = what

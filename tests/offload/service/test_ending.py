@@ -49,6 +49,14 @@ def test_a_killed_engine_is_told_of_and_can_be_started_again(running: Listening)
     client.close()
 
 
+def test_ctrl_c_is_not_for_the_engine(listening: Listening) -> None:
+    listening.client.start()
+    pid = listening.client.pid
+    assert pid is not None
+    # Keys go to the group in the foreground. A session of its own would be another party to share processors with.
+    assert (os.getpgid(pid), os.getsid(pid)) == (pid, os.getsid(0))
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGSEGV])
 def test_other_ends_have_other_reasons(listening: Listening, how: signal.Signals) -> None:
     client = listening.client

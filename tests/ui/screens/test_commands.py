@@ -91,6 +91,7 @@ def test_a_profile_in_the_middle_of_a_reply(run_chat):
         await chat.sees("hit 92% · low")
         await chat.send("/budget 1.5GiB")
         await chat.sees("1.50 GiB, 900 experts may be resident")
+        await chat.until(lambda: "demo · 1.50 GiB · fast" in chat.shown, "the size, once")
 
     script = run_chat(flow, Script([["one ", "two"]], held=True))
     assert script.told_of("set_budget") == [(None, 0.125, "low"), (3 << 29, None, "")]
@@ -242,12 +243,13 @@ def test_recording(run_chat):
         await chat.send("/replay")
         await chat.sees("there is no recording yet")
         await chat.pilot.press("f6")
-        await chat.sees("recording into")
+        await chat.sees("recording into", "recording · demo")
         await chat.ask("What is said is recorded")
         for _ in chat.telemetry.run(6):
             chat.screen.telemetry.poll()
         await chat.pilot.press("f6")
         await chat.sees("recorded")
+        await chat.until(lambda: "recording · demo" not in chat.shown, "that it has ended")
         (path,) = (run_chat.folder / "data" / "recordings").iterdir()
         await chat.send(f"/record {path}")
         await chat.sees("exists already")

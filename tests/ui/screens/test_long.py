@@ -27,8 +27,9 @@ def test_only_the_end_of_a_long_conversation_is_widgets(run_chat):
         earlier = chat.screen.query_one("#earlier", Static)
         assert str(earlier.render()) == f"{500 - AT_FIRST} earlier messages above"
         assert len(chat.turns) == AT_FIRST
-        await chat.pilot.press("pageup", "pageup", "pageup", "pageup", "pageup")
-        await chat.until(lambda: len(chat.turns) >= AT_FIRST + AT_ONCE)
+        while len(chat.turns) < AT_FIRST + AT_ONCE:
+            await chat.pilot.press("pageup")
+            await chat.pilot.pause()
         assert chat.turns[-1][1] == "message 499"
         before = [text for _, text in chat.turns]
         assert before == [f"message {number}" for number in range(500 - len(before), 500)]
@@ -40,6 +41,50 @@ def test_only_the_end_of_a_long_conversation_is_widgets(run_chat):
         assert len(messages) == 501
 
     fill(run_chat.database, 500)
+    run_chat(flow, Script(context=100_000), resume=True)
+
+
+def test_what_was_scrolled_away_from_is_let_go_of(run_chat):
+    async def flow(chat):
+        transcript = chat.screen.transcript
+
+        said, more = [f"message {number}" for number in range(200)], ["and now?", "It is blue."]
+
+        async def scroll(key, arrived):
+            seen = 0
+            while not arrived():
+                await chat.pilot.press(key)
+                await chat.pilot.pause()
+                texts = [text for _, text in chat.turns]
+                first = int(texts[0].split()[1])
+                assert texts == (said + more)[first : first + len(texts)]
+                assert len(texts) <= AT_MOST + AT_ONCE
+                seen += 1
+                assert seen < 500
+
+        await chat.sees("message 199")
+        await scroll("pageup", lambda: chat.turns[0][1] == "message 0" and transcript.scroll_y < 1)
+        await chat.until(lambda: len(chat.turns) == AT_MOST, "the end is let go of")
+        assert transcript.below == 200 - AT_MOST
+        await scroll("pagedown", lambda: not transcript.below)
+        assert len(chat.turns) == AT_MOST
+        await chat.pilot.press("ctrl+end")
+        await chat.sees("message 199")
+
+        await scroll("pageup", lambda: transcript.below > 0)
+        await chat.ask("and now?")
+        await chat.sees("and now?")
+        assert transcript.below == 0 and chat.turns[-2] == ("user", "and now?")
+        await scroll("pageup", lambda: transcript.below > 0)
+        await chat.pilot.press("ctrl+up")
+        await chat.until(lambda: getattr(chat.app.focused, "text", "") == "It is blue.", "the last message")
+        await chat.pilot.press("escape")
+        await scroll("pageup", lambda: transcript.below > 0)
+        await chat.pilot.press("ctrl+end")
+        await chat.sees("and now?", "It is blue.")
+        assert transcript.below == 0
+
+    fill(run_chat.database, 200)
     run_chat(flow, Script(context=100_000), resume=True)
 
 

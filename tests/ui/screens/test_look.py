@@ -44,6 +44,21 @@ def test_ascii_keeps_every_cell():
         assert as_ascii(text).isascii()
 
 
+def test_nothing_is_drawn_without_need(run_chat):
+    async def flow(chat):
+        await chat.send("Draw")
+        await chat.until(lambda: chat.script.told_of("chat"))
+        assert not chat.screen.prompt.cursor_blink
+        drawn = {widget.id for widget in chat.app.screen._compositor.visible_widgets}
+        assert {"transcript", "prompt", "panes"} <= drawn
+        assert not {"body", "chat", "panes-map", "panes-rest"} & drawn
+        chat.script.engine.say()
+        await chat.idle()
+        assert chat.screen.prompt.cursor_blink
+
+    run_chat(flow, Script(FANCY, held=True), size=(120, 40))
+
+
 def test_no_colours(run_chat, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
 
