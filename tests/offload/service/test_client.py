@@ -74,7 +74,8 @@ def test_a_conversation(running: Listening) -> None:
         assert frame.facts.pid == client.pid and frame.facts.model == "tiny"
         assert int(frame.tally[1].sum() - counts[1]) == 33 * 3 * 2
         assert int(frame.uses.sum()) == int(frame.tally.sum())
-        assert (frame.state == 2).sum() == records[-1].resident
+        # A read ahead may have come in after the last token.
+        assert 0 < records[-1].resident <= (frame.state == 2).sum() <= frame.memory.slots == 12
         assert frame.host.total_bytes and frame.memory.rss_bytes > 0
 
 
