@@ -265,7 +265,7 @@ class ExpertFetcher:
     def _read(self, expert: int) -> None:
         """Start the demand read of an absent expert, pinned; waits where every slot is being read into."""
         while not self._residency.free_slots:
-            evictable = self._residency.evictable()
+            evictable = self._evictable_for(expert)
             if len(evictable):
                 self._evict(self.policy.victim(evictable, expert, True))
             elif self._ahead:
@@ -276,6 +276,19 @@ class ExpertFetcher:
                 raise EngineBroken("every slot is pinned", "give the model a larger budget")
         self._start(expert, demand=True, priority=0.0)
         self._residency.pin(expert)
+
+    def _evictable_for(self, expert: int) -> NDArray[np.intp]:
+        """The experts that may leave for a demand read.
+
+        In a prompt those that its layer has used already are among them only if there are no others: which of them
+        are done with is up to the order in which reads came back, and would make counts differ from run to run.
+        """
+        evictable = self._residency.evictable()
+        if self.phase == Phase.PREFILL:
+            others = evictable[self.last_used[evictable] != self.clock + expert // self._per_layer]
+            if len(others):
+                return others
+        return evictable
 
     def _read_ahead(self, expert: int, priority: float) -> None:
         """Start reading an expert that may be needed, if it is absent and something may leave for it."""

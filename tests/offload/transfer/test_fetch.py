@@ -333,3 +333,31 @@ def test_reads_ahead_leave_room_for_a_layer_and_its_reads() -> None:
     bench.policy.decision = Decision([], [Fetch(expert, 1.0) for expert in range(TOTAL)])
     bench.fetcher.look_ahead(0)
     assert bench.link.in_flight == TOP_K
+
+
+class Worth:
+    """A policy for which some experts are always worth more than others, however late they were used."""
+
+    name, note, decides_early, looks_ahead, wants_residual = "worth", "", False, False, False
+
+    def victim(self, evictable: np.ndarray, wanted: int, demand: bool) -> int:
+        return int(min(evictable, key=lambda expert: (7 * expert % TOTAL, expert)))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_prompt_leaves_the_same_behind_in_whatever_order_its_reads_come(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("offload.transfer.fetch.READ_AHEAD", 1)  # fewer reads under way than a layer has experts
+    left = []
+    for order in (seed, seed + 100):
+        bench = Bench(slots=9, lanes=3, seed=order)
+        bench.fetcher.policy = Worth()  # type: ignore[assignment]
+        bench.fetcher.phase = Phase.PREFILL
+        for _ in range(2):
+            for layer in range(LAYERS):
+                for _ in bench.fetcher.each(layer, range(layer * EXPERTS, (layer + 1) * EXPERTS)):
+                    bench.link.advance(0.2)
+            bench.fetcher.begin_forward()
+        left.append((bench.state.tolist(), bench.counters.tally.tolist(), bench.counters.misses.tolist()))
+    assert left[0] == left[1]
