@@ -285,7 +285,8 @@ class ExpertFetcher:
         """
         evictable = self._residency.evictable()
         if self.phase == Phase.PREFILL:
-            others = evictable[self.last_used[evictable] != self.clock + expert // self._per_layer]
+            now = self.clock + expert // self._per_layer
+            others: NDArray[np.intp] = evictable[self.last_used[evictable] != now]
             if len(others):
                 return others
         return evictable
