@@ -1,8 +1,8 @@
 """Products of one row of bfloat16 weights with a vector.
 
-Written in LLVM's vector operations for two reasons. A loop that widens weights keeps fewer reads under way than
-memory could serve, so it asks for what comes a few kilobytes later, and Numba's own loops are not made vector code
-any more where they prefetch. And the order in which sums are made is the same on all processors.
+A loop that widens weights keeps fewer reads under way than memory could serve, so it asks for what comes a few
+kilobytes later. Numba's own loops are not made vector code any more where they do, so this one is written in LLVM's
+vector operations.
 """
 
 from __future__ import annotations
