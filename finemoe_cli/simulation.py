@@ -157,7 +157,7 @@ def check_policy_options(name: str, model: TraceModel, knowledge: Knowledge, opt
 
 
 def split_requests(
-    entries: Sequence[Sequence[TraceEntry]], history: float, orders: int, seed: int
+    entries: Sequence[Sequence[TraceEntry]], history: float, orders: int, seed: int, replay: int | None = None
 ) -> tuple[tuple[Number, ...], tuple[tuple[Number, ...], ...]]:
     """Which requests are learnt from, and which are replayed, in each order.
 
@@ -167,6 +167,7 @@ def split_requests(
         entries: Of each trace.
         history: Share of the conversations that are learnt from.
         orders: How many; the first is the recorded one.
+        replay: Conversations that each order replays, at most: others in each, as far as there are others.
     """
     conversations: dict[tuple[int, str], list[Number]] = {}
     for trace, of_trace in enumerate(entries):
@@ -182,8 +183,11 @@ def split_requests(
     learnt = set(np.random.default_rng([seed, 0]).permutation(len(groups))[:count].tolist())
     held_out = [group for place, group in enumerate(groups) if place not in learnt]
     in_orders = []
+    some = min(replay or len(held_out), len(held_out))
+    # Without `replay` nothing is drawn.
+    drawn = np.arange(len(held_out)) if replay is None else np.random.default_rng([seed]).permutation(len(held_out))
     for order in range(orders):
-        places = np.arange(len(held_out))
+        places = np.sort(np.roll(drawn, -order * some)[:some])
         if order:
             places = np.random.default_rng([seed, order]).permutation(places)
         in_orders.append(tuple(number for place in places for number in held_out[place]))
@@ -296,7 +300,7 @@ class _Bench:
         for number, path in enumerate(grid.traces):
             with Trace.open(path, cache_bytes=0) as trace:
                 self.model = self.model or trace.model
-                for one in sorted(set(grid.held_out[0])):
+                for one in sorted(set().union(*grid.held_out)):
                     if one[0] == number:
                         self.requests[one] = trace[one[1]]
         self._future: tuple[int, Future] | None = None

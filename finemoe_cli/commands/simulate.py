@@ -99,6 +99,16 @@ def simulate(
             rich_help_panel=_WHAT,
         ),
     ] = "70:30",
+    replay: Annotated[
+        int | None,
+        typer.Option(
+            "--replay",
+            metavar="NUMBER",
+            min=1,
+            help="Conversations of the second part that each order replays; all if not given.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
     history: Annotated[
         bool,
         typer.Option("--history/--no-history", help="Learn from the first part at all.", rich_help_panel=_WHAT),
@@ -173,7 +183,9 @@ def simulate(
 
             traces = _open(files, stack, output)
         model = traces[0].model
-        learnt, orders_of = simulation.split_requests([trace.entries for trace in traces], part, orders, seed)
+        learnt, orders_of = simulation.split_requests(
+            [trace.entries for trace in traces], part, orders, seed, replay
+        )
         with output.progress(transient=True, lines=False) as bars:
             tell = bars or _nobody
             timings, timed = _timings(traces, ratios, tell)

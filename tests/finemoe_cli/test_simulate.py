@@ -383,6 +383,27 @@ def test_conversations_are_split_whole() -> None:
     assert {split_requests(of_traces, 0.6, 1, seed)[0] for seed in range(8)} != {history}
 
 
+def test_every_order_can_replay_some_of_the_conversations() -> None:
+    of_traces = [entries(*(f"{name}/{turn}" for name in "abcdefghij" for turn in (1, 2)))]
+    history, (everything, *_) = split_requests(of_traces, 0.3, 1, seed=1)
+    assert len(everything) == 14
+    again, orders = split_requests(of_traces, 0.3, 4, seed=1, replay=2)
+    assert again == history
+    assert [len(order) for order in orders] == [4] * 4
+    conversations = [{number // 2 for _, number in order} for order in orders]
+    assert [len(of_order) for of_order in conversations] == [2] * 4
+    assert set.union(*conversations) == {number // 2 for _, number in everything}  # 8 places for 7 conversations
+    assert list(orders[0]) == sorted(orders[0])
+    assert split_requests(of_traces, 0.3, 3, seed=1, replay=9)[1] == split_requests(of_traces, 0.3, 3, seed=1)[1]
+
+
+def test_orders_that_replay_others_are_simulated(simulate: Callable[..., Any], short: Path) -> None:
+    told = simulate(short, policy="demand", history=False, split="1:99", replay=1, orders=4)
+    assert told["requests"] == 1
+    rate = told["rows"][0]["hit_rate"]
+    assert rate["min"] < rate["max"], "each order has a conversation of its own"
+
+
 def test_one_conversation_is_always_left_to_replay() -> None:
     assert split_requests([entries("a/1")], 0.7, 1, 0) == ((), (((0, 0),),))
     assert len(split_requests([entries("a/1", "b/1")], 1.0, 1, 0)[1][0]) == 1
