@@ -16,9 +16,12 @@ the routers remain, with the weights below.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
+from offload.memory.residency import LOADING
 from offload.policy.base import NOTHING, REFUSE, Decision, Fetch, Surroundings
 from offload.policy.options import option, whole_option
 from offload.policy.past import DECAY, FADE, LATER, PAST, ROOTS, SOON, Past
@@ -89,12 +92,12 @@ class Auto:
         self._topic_layer = -1 if probes is None else topic_layer(layers)
         self._average = np.zeros(hidden, np.float32)
         self._request = 0
-        self._margins = np.zeros((layers, experts), np.float32)
         self._gates = np.zeros((2, experts), np.float32)
+        self._told = np.zeros(layers, np.uint8)
+        self._chosen = np.full((layers, around.top_k), -1, np.int32)
         self._chance = np.full(total, around.top_k / experts, np.float32)
         self._worth = np.zeros(total, np.float32)
         self._x = np.zeros(hidden, np.float32)
-        self._normed = np.zeros(hidden, np.float32)
         self._start_in = np.zeros(2 * hidden, np.float32)
         self._z = np.zeros(0 if probes is None else probes.down.shape[1], np.float32)
         self._start_z = np.zeros(0 if probes is None else probes.start_down.shape[0], np.float32)
@@ -115,13 +118,16 @@ class Auto:
         self._quiet = 0
         self._waits = float(layers)
         self._last: NDArray[np.float32] | None = None
+        self._known, self._look = self._bind()
+        self._behind(-1, has_probe=False, ahead=0)
         self._forget_topic()
         self._recall()
-        self._appraise(-1, has_probe=False, ahead=0)
+        self._appraise()
 
     @property
     def past(self) -> NDArray[np.float32]:
         """[10, L*E]: what the next process should know of this one."""
+        self._see_token()
         return np.concatenate([self._frequency, self._recency])
 
     def likeliest(self) -> list[int]:
@@ -143,6 +149,7 @@ class Auto:
     def begin_pass(self, forward: ForwardPass) -> None:
         """See `Policy`."""
         kernels, probes = self._kernels, self._probes
+        self._see_token()  # as far as a pass came that failed
         self._decoding = forward.phase == Phase.DECODE
         self._adapt()
         if forward.request != self._request:
@@ -167,44 +174,34 @@ class Auto:
                 self._start,
             )
             self._has_start = True
-        self._appraise(-1, has_probe=False, ahead=0)
+        self._behind(-1, has_probe=False, ahead=0)
+        self._appraise()
 
     def routed(self, routing: Routing) -> None:
         """See `Policy`."""
-        kernels, around, layer = self._kernels, self.around, routing.layer
-        chosen = routing.chosen[-PAST.prompt_tokens :]
-        kernels.see(self._frequency, self._recency, DECAY, FADE, chosen, layer * around.experts, around.experts)
+        around, layer, residual = self.around, routing.layer, routing.residual
         if not self._decoding:
+            chosen = routing.chosen[-PAST.prompt_tokens :]
+            first = layer * around.experts
+            self._kernels.see(self._frequency, self._recency, DECAY, FADE, chosen, first, around.experts)
             return
-        if routing.residual is None:
-            self._appraise(layer, has_probe=False, ahead=0)
+        self._chosen[layer] = routing.chosen[-1]
+        if residual is None:
+            self._behind(layer, has_probe=False, ahead=0)
             return
-        if not self._looking:
-            if layer in (self._topic_layer, around.layers - 1):
-                self._keep(routing)
-            return
-        x = self._keep(routing)
-        probes = self._probes
-        if probes is not None:
-            kernels.probe_margins(
+        if self._looking:
+            shared = residual if routing.shared is None else routing.shared
+            self._kernels.look(
                 layer,
-                probes.down,
-                probes.down_scale,
-                probes.up,
-                probes.up_scale,
-                probes.offset,
-                x,
-                self._z,
-                self._margins,
+                np.ascontiguousarray(residual),
+                np.ascontiguousarray(shared),
+                routing.shared is not None,
+                *self._look[layer],
             )
-        ahead = 0
-        if around.routers is not None:
-            ahead = min(2, around.layers - 1 - layer)
-            for distance in range(1, ahead + 1):
-                target = layer + distance
-                gate, norm = around.routers.gate[target], around.routers.norm[target]
-                kernels.gate_margins(gate, norm, x, self._normed, around.top_k, self._gates[distance - 1])
-        self._appraise(layer, has_probe=probes is not None, ahead=ahead)
+            self._layer, self._has_probe, self._ahead = layer, self._probes is not None, self._look[layer][4]
+            self._appraised = False
+        if layer in (self._topic_layer, around.layers - 1):
+            self._keep(routing)
 
     def decide(self, layer: int) -> Decision:
         """See `Policy`."""
@@ -212,33 +209,43 @@ class Auto:
         if not self._decoding or not self._horizon:
             return NOTHING
         state = around.residency.state
-        cancel = []
-        for expert in list(self._asked):
-            if state[expert] != 1:
-                del self._asked[expert]
-            elif self._chance[expert] < 0.5 * self._threshold or expert // around.experts == layer:
-                del self._asked[expert]
-                cancel.append(expert)
-        room = min(FEW, self._depth * around.link.count - len(self._asked))
-        if room <= 0:
-            return Decision(cancel, []) if cancel else NOTHING
         count = self._kernels.candidates(
             layer,
-            self._horizon,
             around.experts,
+            self._known,
+            self._has_start,
+            self._has_probe,
+            self._ahead,
+            self._horizon,
             state,
-            self._chance,
             self._threshold,
+            self._told,
+            self._chance,
             self._found,
             self._score,
         )
+        if not count and not self._asked:
+            return NOTHING
+        cancel = []
+        for expert in list(self._asked):
+            if state[expert] != LOADING:
+                del self._asked[expert]
+                continue
+            own = expert // around.experts
+            if not self._told[own]:
+                self._appraise()
+            if self._chance[expert] < 0.5 * self._threshold or own == layer:
+                del self._asked[expert]
+                cancel.append(expert)
+        room = min(FEW, self._depth * around.link.count - len(self._asked))
         fetch = [Fetch(int(self._found[i]), float(self._score[i])) for i in range(min(count, room))]
         for one in fetch:
             self._asked[one.expert] = None
-        return Decision(cancel, fetch)
+        return Decision(cancel, fetch) if cancel or fetch else NOTHING
 
     def victim(self, evictable: NDArray[np.int64], wanted: int, demand: bool) -> int:
         """See `Policy`: the expert worth least."""
+        self._appraise()
         least = int(self._kernels.least(evictable, self._worth))
         if not demand and self._worth[least] >= self._worth[wanted]:
             return REFUSE
@@ -246,6 +253,7 @@ class Auto:
 
     def end_pass(self) -> None:
         """See `Policy`."""
+        self._appraise()  # before anything that it rests upon changes
         self._recall()
         if not self._decoding:
             return
@@ -257,19 +265,19 @@ class Auto:
         self._looking = self._quiet < QUIET_TOKENS
         self.note = "" if self._looking else "nothing is missed: not looking ahead"
 
-    def _keep(self, routing: Routing) -> NDArray[np.float32]:
-        """The router's input, normalised, from the residual and what the shared expert adds."""
+    def _keep(self, routing: Routing) -> None:
+        """Keep the router's input, normalised, for the topic and for the next token's start."""
         assert routing.residual is not None
-        x = routing.residual[0]
-        if routing.shared is not None:
-            x = x + routing.shared[0]
-        self._kernels.normalise(np.ascontiguousarray(x), self._x)
+        if not self._looking:
+            x = routing.residual[0]
+            if routing.shared is not None:
+                x = x + routing.shared[0]
+            self._kernels.normalise(np.ascontiguousarray(x), self._x)
         if routing.layer == self.around.layers - 1:
             self._last = self._x.copy()
         if routing.layer == self._topic_layer:
             self._average *= TOPIC_KEEPS
             self._average += (1 - TOPIC_KEEPS) * self._x
-        return self._x
 
     def _forget_topic(self) -> None:
         """Another request: what it is about, nobody knows yet."""
@@ -278,6 +286,7 @@ class Auto:
 
     def _recall(self) -> None:
         """What past and topic say; once a token."""
+        self._see_token()
         probes = self._probes
         if probes is not None:
             self._kernels.tell(
@@ -294,24 +303,63 @@ class Auto:
             self._frequency, self._recency, self._roots, self._soon, self._later, self._topic, self._odds, self._far
         )
 
-    def _appraise(self, layer: int, *, has_probe: bool, ahead: int) -> None:
+    def _bind(self) -> tuple[tuple[NDArray[Any], ...], list[tuple[Any, ...]]]:
+        """The kernels' arguments that never change: what is known, and for each layer how it looks ahead."""
+        around, probes, layers = self.around, self._probes, self.around.layers
+        if probes is None:
+            up, up_scale = np.zeros((0, 0, 0, 0), np.int8), np.zeros((0, 0), np.float32)
+            offset, down = np.zeros((0, 0, 0), np.float32), np.zeros((0, 0, 0), np.int8)
+            down_scale = np.zeros((0, 0), np.float32)
+        else:
+            up, up_scale, offset = probes.up, probes.up_scale, probes.offset
+            down, down_scale = probes.down, probes.down_scale
+        known = (
+            self._weights, self._odds, self._start, self._topic, self._z, up, up_scale, offset, self._gates,
+        )  # fmt: skip
+        normed = np.zeros(around.hidden, np.float32)
+        gate, norm = [np.zeros((0, 0), np.uint16)], [np.zeros(0, np.uint16)]
+        if around.routers is not None:
+            gate, norm = list(around.routers.gate), list(around.routers.norm)
+        look = []
+        for layer in range(layers):
+            ahead = 0 if around.routers is None else min(2, layers - 1 - layer)
+            one, two = min(layer + 1, len(gate) - 1), min(layer + 2, len(gate) - 1)
+            look.append(
+                (
+                    gate[one], norm[one], gate[two], norm[two], ahead, around.top_k, down, down_scale,
+                    probes is not None, self._x, normed, self._z, self._gates, self._told,
+                )
+            )  # fmt: skip
+        return known, look
+
+    def _see_token(self) -> None:
+        """Bring the past up to date with what the layers of a decoded token have chosen."""
+        self._kernels.see_token(self._frequency, self._recency, DECAY, FADE, self._chosen, self.around.experts)
+
+    def _behind(self, layer: int, *, has_probe: bool, ahead: int) -> None:
+        """It is behind the router of `layer` now, with these parts to tell from; nothing is worked out yet."""
+        self._layer, self._has_probe, self._ahead = layer, has_probe, ahead
+        self._told[:] = 0
+        self._appraised = False
+
+    def _appraise(self) -> None:
+        """Work out what every slot is worth, where `decide` did not need it. Victims do."""
+        if self._appraised:
+            return
         self._kernels.appraise(
-            layer,
-            self._weights,
-            self._odds,
-            self._start,
-            self._has_start,
-            self._margins,
-            has_probe,
-            self._gates,
-            ahead,
-            self._topic,
-            self._far,
+            self._layer,
             self.around.experts,
+            self._known,
+            self._has_start,
+            self._has_probe,
+            self._ahead,
+            self._far,
             self._gamma,
+            self._told,
             self._chance,
             self._worth,
         )
+        self._appraised = True
 
     def _adapt(self) -> None:
         """Set the threshold of fetching, and how many fetches go on at once, by the ratio of moving to computing.

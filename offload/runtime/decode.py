@@ -167,10 +167,13 @@ class FastDecoder:
         pause = watch.looks_ahead
         if pause and watch.policy.decides_early:
             self._fetcher.look_ahead(-1)
-        layer = self._run(0, False, pause)
-        while layer < layers:
-            self._experts_of(layer, pause)
-            layer = self._run(layer, True, pause)
+        stop = self._run(0, False, pause)
+        while stop < layers:
+            if stop < 0:
+                self._look(-1 - stop)
+            else:
+                self._experts_of(stop, pause)
+            stop = self._run(stop if stop >= 0 else -1 - stop, True, pause)
         if not pause:
             for routing in self._routings:
                 watch.routed(routing)
@@ -182,6 +185,11 @@ class FastDecoder:
             self._x, dense.norm, dense.eps, dense.packed, dense.head_at, self._normed, self._levels, logits
         )
         return torch.from_numpy(logits).view(1, 1, -1)
+
+    def _look(self, layer: int) -> None:
+        """Have the policy look behind the router of a layer that has all it needs."""
+        self._watch.routed(self._routings[layer])
+        self._fetcher.look_ahead(layer, self._chosen[layer])
 
     def _experts_of(self, layer: int, look: bool) -> None:
         """Bring in and compute the experts of a layer that the kernels stopped at.

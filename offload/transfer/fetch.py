@@ -150,8 +150,11 @@ class ExpertFetcher:
         self._counters.stall_ns[self.phase, layer] += self._now_ns() - started
         self._book_all(completions)
 
-    def look_ahead(self, layer: int) -> None:
-        """Do what the policy decides while `layer` computes. Its experts must be pinned.
+    def look_ahead(self, layer: int, running: NDArray[np.int32] | None = None) -> None:
+        """Do what the policy decides while `layer` computes, for which none of its experts leaves.
+
+        Args:
+            running: [K], numbers within the layer of its experts, all resident; None if they are pinned.
 
         Raises:
             ExpertReadError: One of them could not be read.
@@ -160,8 +163,18 @@ class ExpertFetcher:
         decision = self.policy.decide(layer)
         for expert in decision.cancel:
             self._cancel(expert)
-        for expert, priority in decision.fetch:
-            self._read_ahead(expert, priority)
+        if not decision.fetch:
+            return
+        # Only a read makes anything leave, so only here do they have to be kept.
+        first = layer * self._per_layer
+        keep = [] if running is None else [first + expert for expert in running.tolist()]
+        for expert in keep:
+            self._residency.pin(expert)
+        try:
+            for expert, priority in decision.fetch:
+                self._read_ahead(expert, priority)
+        finally:
+            self.release(keep)
 
     def fill(self, experts: Sequence[int]) -> None:
         """Start reading `experts` ahead, in this order, as far as there are free slots."""

@@ -24,10 +24,14 @@ _i8_2, _i8_3, _i8_4 = int8[:, ::1], int8[:, :, ::1], int8[:, :, :, ::1]
 _chosen = types.Array(int32, 2, "A", readonly=True)
 _states = types.Array(uint8, 1, "C", readonly=True)
 _experts = types.Array(int64, 1, "A", readonly=True)
+_rows = types.Array(float32, 2, "C", readonly=True)
+_b1 = uint8[::1]
+_known = types.Tuple((_f2, _f1, _f1, _f1, _f1, _i8_4, _f2, _f3, _f2))
 
 CLIP = np.float32(2.5)
 """Margins are clipped to this on both sides, as in `offload.policy.probe_fitting`."""
 _NONE = np.float32(3e38)
+_ABSENT, _RESIDENT = 0, 2  # offload.memory.residency's, as compile-time constants
 
 
 @njit(inline="always")
@@ -40,6 +44,22 @@ def _sigmoid(x):
     return np.float32(1.0) / (np.float32(1.0) + np.exp(-x))
 
 
+@njit(**_OPTIONS)
+def _see_one(frequency, recency, decay, fade, chosen, first, experts):
+    for i in range(frequency.shape[0]):
+        row = frequency[i, first : first + experts]
+        for e in range(experts):
+            row[e] *= decay[i]
+        for k in range(chosen.shape[0]):
+            row[chosen[k]] += np.float32(1.0) - decay[i]
+    for i in range(recency.shape[0]):
+        row = recency[i, first : first + experts]
+        for e in range(experts):
+            row[e] *= fade[i]
+        for k in range(chosen.shape[0]):
+            row[chosen[k]] = np.float32(1.0)
+
+
 @njit(types.void(_f2, _f2, _f1, _f1, _chosen, int64, int64), **_OPTIONS)
 def see(frequency, recency, decay, fade, chosen, first, experts):
     """A layer has chosen, for each of T tokens in turn: chosen [T, K]. Brings its experts' past up to date.
@@ -48,18 +68,19 @@ def see(frequency, recency, decay, fade, chosen, first, experts):
     of the layer's first expert.
     """
     for t in range(chosen.shape[0]):
-        for i in range(frequency.shape[0]):
-            row = frequency[i, first : first + experts]
-            for e in range(experts):
-                row[e] *= decay[i]
-            for k in range(chosen.shape[1]):
-                row[chosen[t, k]] += np.float32(1.0) - decay[i]
-        for i in range(recency.shape[0]):
-            row = recency[i, first : first + experts]
-            for e in range(experts):
-                row[e] *= fade[i]
-            for k in range(chosen.shape[1]):
-                row[chosen[t, k]] = np.float32(1.0)
+        _see_one(frequency, recency, decay, fade, chosen[t], first, experts)
+
+
+@njit(types.void(_f2, _f2, _f1, _f1, int32[:, ::1], int64), **_OPTIONS)
+def see_token(frequency, recency, decay, fade, chosen, experts):
+    """The same of all layers of one token: chosen [L, K]; a layer whose row begins with -1 has not been told of.
+
+    Leaves -1 in the rows that it has seen.
+    """
+    for layer in range(chosen.shape[0]):
+        if chosen[layer, 0] >= 0:
+            _see_one(frequency, recency, decay, fade, chosen[layer], layer * experts, experts)
+            chosen[layer, 0] = -1
 
 
 @njit(types.void(_f2, _f2, int64[::1], _f1, _f1, _f1, _f1, _f1), **_OPTIONS)
@@ -108,9 +129,8 @@ def tell(down, down_scale, up, up_scale, offset, x, z, told):
         told[n] = total * up_scale[n] + offset[n]
 
 
-@njit(types.void(_x, _f1), **_OPTIONS)
-def normalise(x, out):
-    """out = x / root mean square of x."""
+@njit(**_OPTIONS)
+def _normalise(x, out):
     size = x.shape[0]
     total = np.float32(0.0)
     for i in range(size):
@@ -120,29 +140,14 @@ def normalise(x, out):
         out[i] = x[i] * scale
 
 
-@njit(types.void(int64, _i8_3, _f2, _i8_4, _f2, _f3, _f1, _f1, _f2), **_OPTIONS)
-def probe_margins(layer, down, down_scale, up, up_scale, offset, x, z, margins):
-    """All layers' next routing, from what `layer` saw: of later layers in this token, of others in the next.
-
-    down: [L, R, H], up: [L, L, E, R] int8 with scales [L, R] and [L, L], offset [L, L, E]; margins: [L, E].
-    """
-    for r in range(z.shape[0]):
-        row = down[layer, r]
-        total = np.float32(0.0)
-        for i in range(x.shape[0]):
-            total += np.float32(row[i]) * x[i]
-        z[r] = total * down_scale[layer, r]
-    for m in range(margins.shape[0]):
-        for e in range(margins.shape[1]):
-            row = up[layer, m, e]
-            total = np.float32(0.0)
-            for r in range(z.shape[0]):
-                total += np.float32(row[r]) * z[r]
-            margins[m, e] = total * up_scale[layer, m] + offset[layer, m, e]
+@njit(types.void(_x, _f1), **_OPTIONS)
+def normalise(x, out):
+    """out = x / root mean square of x."""
+    _normalise(x, out)
 
 
-@njit(types.void(_gate, _norm, _f1, _f1, int64, _f1), **_OPTIONS)
-def gate_margins(gate, norm, x, normed, top_k, margins):
+@njit(**_OPTIONS)
+def _gate_margins(gate, norm, x, normed, top_k, margins):
     """A later layer's router on x, normalised already: how far each logit is above the threshold of the top K.
 
     In units of the logits' standard deviation, clipped. The threshold is in the middle between the last one chosen
@@ -187,6 +192,44 @@ def gate_margins(gate, norm, x, normed, top_k, margins):
         margins[e] = min(max((margins[e] - threshold) / spread, -CLIP), CLIP)
 
 
+@njit(
+    types.void(
+        int64, _rows, _rows, boolean, _gate, _norm, _gate, _norm, int64, int64, _i8_3, _f2, boolean, _f1, _f1, _f1,
+        _f2, _b1,
+    ),
+    **_OPTIONS,
+)  # fmt: skip
+def look(
+    layer, residual, shared, has_shared, gate, norm, next_gate, next_norm, ahead, top_k, down, down_scale,
+    has_probe, x, normed, z, gates, told,
+):  # fmt: skip
+    """What all that looks ahead makes of what the router of `layer` saw: residual + shared, both [1, H].
+
+    x: [H], their sum, normalised. z: [R], with `has_probe`: the probes' projection of it, down: [L, R, H] int8 with
+    scales [L, R]. gates: [2, E], what the routers of the next `ahead` layers make of it. Clears told: [L].
+    """
+    row = residual[0]
+    for i in range(x.shape[0]):
+        x[i] = row[i]
+    if has_shared:
+        row = shared[0]
+        for i in range(x.shape[0]):
+            x[i] += row[i]
+    _normalise(x, x)
+    if has_probe:
+        for r in range(z.shape[0]):
+            weights = down[layer, r]
+            total = np.float32(0.0)
+            for i in range(x.shape[0]):
+                total += np.float32(weights[i]) * x[i]
+            z[r] = total * down_scale[layer, r]
+    if ahead > 0:
+        _gate_margins(gate, norm, x, normed, top_k, gates[0])
+    if ahead > 1:
+        _gate_margins(next_gate, next_norm, x, normed, top_k, gates[1])
+    told[:] = 0
+
+
 @njit(inline="always")
 def _group(distance, wraps):
     if wraps:
@@ -198,48 +241,67 @@ def _group(distance, wraps):
     return 3 if distance <= 8 else 4
 
 
-@njit(
-    types.void(
-        int64, _f2, _f1, _f1, boolean, _f2, boolean, _f2, int64, _f1, _f1, int64, float32, _f1, _f1,
-    ),
-    **_OPTIONS,
-)  # fmt: skip
-def appraise(
-    layer, weights, odds, start, has_start, probe, has_probe, gates, ahead, topic, far, experts, gamma,
-    chance, worth,
-):  # fmt: skip
+@njit(**_OPTIONS)
+def _foretell(layer, m, experts, known, has_start, has_probe, ahead, chance):
+    """The chances of layer m's experts."""
+    weights, odds, start, topic, z, up, up_scale, offset, gates = known
+    wraps = m <= layer
+    distance = m - layer + (odds.shape[0] // experts if wraps else 0)
+    gated = not wraps and distance <= ahead
+    started = has_start and not wraps
+    # Weights hold for the parts that they were fitted with: what is not there is not zero.
+    if has_probe or gated:
+        w = weights[_group(distance, wraps)]
+    else:
+        w = weights[6 if started else 7]
+    w0, w1, w2, w3, w4, w5 = w[0], w[1], w[2], w[3], w[4], w[5]
+    first, behind = m * experts, (m + 1) * experts
+    out = chance[first:behind]
+    past, subject = odds[first:behind], topic[first:behind]
+    for e in range(experts):
+        out[e] = w0 + w1 * past[e] + w5 * subject[e]
+    if started:
+        token = start[first:behind]
+        for e in range(experts):
+            out[e] += w2 * token[e]
+    if has_probe:
+        rows, level = up[layer, m], offset[layer, m]
+        scale = up_scale[layer, m]
+        for e in range(experts):
+            row = rows[e]
+            total = np.float32(0.0)
+            for r in range(z.shape[0]):
+                total += np.float32(row[r]) * z[r]
+            out[e] += w3 * (total * scale + level[e])
+    if gated:
+        gate = gates[distance - 1]
+        for e in range(experts):
+            out[e] += w4 * gate[e]
+    for e in range(experts):
+        out[e] = _sigmoid(out[e])
+
+
+@njit(types.void(int64, int64, _known, boolean, boolean, int64, _f1, float32, _b1, _f1, _f1), **_OPTIONS)
+def appraise(layer, experts, known, has_start, has_probe, ahead, far, gamma, told, chance, worth):
     """What each expert's slot is worth behind the router of `layer`; -1 before the first layer.
 
-    weights: [8, 6], as `offload.policy.probes.Probes.weights`; odds, start, topic, far: [N]; probe: [L, E];
-    gates: [2, E] for the next `ahead` layers.
-    Gives chance: [N], that the expert is used when its layer comes next; worth: [N], what gamma ** (layers until
-    its next use) is expected to be.
+    known: weights [8, 6], as `offload.policy.probes.Probes.weights`; odds, start, topic: [N]; z: [R] from the
+    probes of `layer`, which say with up: [L, L, E, R] int8, scales [L, L] and offset [L, L, E] what each layer
+    chooses next; gates: [2, E] for the next `ahead` layers. `has_start`, `has_probe`: whether there are those
+    parts. far: [N].
+
+    Gives chance: [N], that the expert is used when its layer comes next, but of layers that are told: [L] already;
+    worth: [N], what gamma ** (layers until its next use) is expected to be.
     """
-    layers = odds.shape[0] // experts
+    layers = told.shape[0]
     whole = gamma ** np.float32(layers)
     for m in range(layers):
-        wraps = m <= layer
-        distance = m - layer + (layers if wraps else 0)
-        near = gamma ** np.float32(distance)
-        gated = not wraps and distance <= ahead
-        started = has_start and not wraps
-        probed = has_probe and layer >= 0
-        # Weights hold for the parts that they were fitted with: what is not there is not zero.
-        if probed or gated:
-            w = weights[_group(distance, wraps)]
-        else:
-            w = weights[6 if started else 7]
-        for e in range(experts):
-            n = m * experts + e
-            x = w[0] + w[1] * odds[n] + w[5] * topic[n]
-            if started:
-                x += w[2] * start[n]
-            if probed:
-                x += w[3] * probe[m, e]
-            if gated:
-                x += w[4] * gates[distance - 1, e]
-            p = _sigmoid(x)
-            chance[n] = p
+        if told[m] == 0:
+            _foretell(layer, m, experts, known, has_start, has_probe, ahead, chance)
+            told[m] = 1
+        near = gamma ** np.float32(m - layer + (layers if m <= layer else 0))
+        for n in range(m * experts, (m + 1) * experts):
+            p = chance[n]
             worth[n] = near * (p + (np.float32(1.0) - p) * whole * far[n])
 
 
@@ -253,19 +315,35 @@ def least(evictable, worth):
     return best
 
 
-@njit(int64(int64, int64, int64, _states, _f1, float32, int64[::1], _f1), **_OPTIONS)
-def candidates(layer, horizon, experts, state, chance, threshold, found, score):
+@njit(
+    int64(
+        int64, int64, _known, boolean, boolean, int64, int64, _states, float32, _b1, _f1, int64[::1], _f1,
+    ),
+    **_OPTIONS,
+)  # fmt: skip
+def candidates(
+    layer, experts, known, has_start, has_probe, ahead, horizon, state, threshold, told, chance, found, score
+):  # fmt: skip
     """Absent experts of the next `horizon` layers with at least `threshold`, best score first: chance / distance.
 
+    Works their chances out, as `appraise` does, of layers that miss an expert and are not told yet.
     found, score: [n]; at most n are given, and their number is returned.
     """
-    layers = chance.shape[0] // experts
+    layers = told.shape[0]
     count = 0
     for distance in range(1, horizon + 1):
         m = (layer + distance) % layers
+        here = state[m * experts : (m + 1) * experts]
+        least_there = np.uint8(_RESIDENT)
         for e in range(experts):
-            n = m * experts + e
-            if state[n] != 0 or chance[n] < threshold:
+            least_there = min(least_there, here[e])
+        if least_there == _RESIDENT:
+            continue
+        if told[m] == 0:
+            _foretell(layer, m, experts, known, has_start, has_probe, ahead, chance)
+            told[m] = 1
+        for n in range(m * experts, (m + 1) * experts):
+            if state[n] != _ABSENT or chance[n] < threshold:
                 continue
             s = chance[n] / np.float32(distance)
             if count < found.shape[0]:

@@ -266,13 +266,14 @@ def run_layers(
 ):  # fmt: skip
     """Run layers first..last-1 on the residual x, and stop before the experts of a layer that misses one.
 
-    With `resume`, layer `first` is past its router, its chosen experts are all resident by now, somebody has
-    counted them, and its shared expert is computed. With `pause` it stops behind every layer's router, so that a
-    policy can look. Otherwise it counts what needed no waiting: tally[kind, layer],
-    uses[expert], kind_of[expert], last_used[expert] = clock + layer.
+    With `resume`, layer `first` is past its router, its chosen experts are all resident by now, they have been
+    counted, and its shared expert is computed. What needs no waiting it counts itself: tally[kind, layer],
+    uses[expert], kind_of[expert], last_used[expert] = clock + layer. With `pause` it then stops all the same, with
+    the shared expert computed, so that a policy can look.
 
     Leaves behind residuals[layer], x as the router's norm got it, and shared[layer]. Returns the layer that it
-    stopped at, or `last` when all are done.
+    stopped at because it misses an expert, -1 - layer where it stopped for the look alone, or `last` when all are
+    done.
     """
     experts, top_k, hidden = dims[EXPERTS], dims[TOP_K], dims[HIDDEN]
     for layer in range(first, last):
@@ -285,8 +286,6 @@ def run_layers(
             _rms_norm(x, dense[layer], at[AT_POST_NORM], eps, normed)
             _route(layer, dims, at, dense, normed, probabilities, chosen, shares, levels)
             done[:] = 0
-            if pause:
-                return layer
             for k in range(top_k):
                 if state[layer * experts + chosen[layer, k]] != RESIDENT:
                     return layer
@@ -299,6 +298,8 @@ def run_layers(
                 uses[expert] += 1
                 last_used[expert] = clock + layer
             _compute_shared(layer, dims, at, dense, packed, normed, gate_up, gated, levels, shared)
+            if pause:
+                return -1 - layer
         _compute_rows(
             layer, dims, arena, gate_up_at, down_at, slot_of, state, slot_size,
             normed, chosen, gate_up, gated, levels, rows, done,

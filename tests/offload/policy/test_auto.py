@@ -191,6 +191,7 @@ def test_without_a_residual_what_is_behind_is_a_token_away() -> None:
     first = policy._worth.copy()
     assert first[0] > first[4] > first[8]
     table.route(policy, 0, [[0]])
+    policy._appraise()
     assert policy._worth[4] > policy._worth[8] > policy._worth[0]
 
 
@@ -316,6 +317,7 @@ def test_a_router_tells_nothing_without_its_weights() -> None:
     policy = Auto(table.around)
     table.begin(policy)
     table.route(policy, 0, [[0]], [1.0, 0.0, 0.0, 0.0])
+    policy._appraise()
     assert policy._chance[4:].max() < 0.4  # one of four, as far as anybody knows
 
 

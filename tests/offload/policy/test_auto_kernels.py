@@ -34,19 +34,45 @@ def test_normalise(seed: int, size: int) -> None:
     assert np.allclose(out, probes.unit(x), rtol=1e-5)
 
 
+def look_at(
+    x: NDArray[np.float32],
+    gates: list[NDArray[np.uint16]],
+    norms: list[NDArray[np.uint16]],
+    top_k: int,
+    shared: NDArray[np.float32] | None = None,
+    down: NDArray[np.int8] | None = None,
+    down_scale: NDArray[np.float32] | None = None,
+    layer: int = 0,
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """x normalised, its projection, and what up to two routers make of it."""
+    hidden, experts = len(x), gates[0].shape[0] if gates else 1
+    none = np.zeros((0, 0), np.uint16), np.zeros(0, np.uint16)
+    both = [*zip(gates, norms, strict=True), none, none][:2]
+    rank = 1 if down is None else down.shape[1]
+    out, z = np.zeros(hidden, np.float32), np.zeros(rank, np.float32)
+    margins, told = np.zeros((2, experts), np.float32), np.ones(3, np.uint8)
+    kernels.look(
+        layer, x[None], (x if shared is None else shared)[None], shared is not None, *both[0], *both[1], len(gates),
+        top_k, np.zeros((0, 0, 0), np.int8) if down is None else down,
+        np.zeros((0, 0), np.float32) if down_scale is None else down_scale, down is not None,
+        out, np.zeros(hidden, np.float32), z, margins, told,
+    )  # fmt: skip
+    assert not told.any()
+    return out, z, margins
+
+
 @few
-@given(seed=SEEDS, layers=st.integers(1, 4), experts=st.integers(1, 9), hidden=st.integers(1, 40))
-def test_probe_margins(seed: int, layers: int, experts: int, hidden: int) -> None:
+@given(seed=SEEDS, layers=st.integers(1, 4), hidden=st.integers(1, 40), shares=st.booleans())
+def test_look_sees_what_the_router_sees(seed: int, layers: int, hidden: int, shares: bool) -> None:
     random, rank = np.random.default_rng(seed), 5
     layer = int(random.integers(layers))
     down, down_scale = int8(random, layers, rank, hidden), abs(floats(random, layers, rank))
-    up, up_scale = int8(random, layers, layers, experts, rank), abs(floats(random, layers, layers))
-    offset, x = floats(random, layers, layers, experts), floats(random, hidden)
-    margins = np.zeros((layers, experts), np.float32)
-    kernels.probe_margins(layer, down, down_scale, up, up_scale, offset, x, np.zeros(rank, np.float32), margins)
-    z = (down[layer].astype(np.float64) @ x) * down_scale[layer]
-    expected = (up[layer].astype(np.float64) @ z) * up_scale[layer][:, None] + offset[layer]
-    assert np.allclose(margins, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+    residual, shared = floats(random, hidden), floats(random, hidden)
+    x, z, _ = look_at(residual, [], [], 1, shared if shares else None, down, down_scale, layer)
+    expected = probes.unit(residual + shared if shares else residual)
+    assert np.allclose(x, expected, rtol=1e-5)
+    projected = (down[layer].astype(np.float64) @ expected) * down_scale[layer]
+    assert np.allclose(z, projected, rtol=1e-3, atol=1e-3 * np.abs(projected).max())
 
 
 @few
@@ -66,8 +92,12 @@ def test_tell(seed: int, count: int, size: int) -> None:
 def test_gate_margins(seed: int, experts: int, top_k: int, hidden: int) -> None:
     random, top_k = np.random.default_rng(seed), min(top_k, experts)
     gate, norm = narrow(random.normal(size=(experts, hidden))), narrow(random.normal(1, 0.1, hidden))
-    x, margins = floats(random, hidden), np.zeros(experts, np.float32)
-    kernels.gate_margins(gate, norm, x, np.zeros(hidden, np.float32), top_k, margins)
+    other = narrow(random.normal(size=(experts, hidden)))
+    given = floats(random, hidden)
+    x, _, both = look_at(given, [other, gate], [norm, norm], top_k)
+    assert np.array_equal(both[0], look_at(given, [other], [norm], top_k)[2][0])
+    assert np.array_equal(both[1], look_at(given, [gate], [norm], top_k)[2][0])
+    margins = both[1]
     logits = widen(gate).astype(np.float64) @ (x * widen(norm))
     ranked = np.sort(logits)[::-1]
     threshold = (ranked[top_k - 1] + ranked[min(top_k, experts - 1)]) / 2
@@ -79,10 +109,8 @@ def test_gate_margins(seed: int, experts: int, top_k: int, hidden: int) -> None:
 def test_gates_of_equal_logits_are_neither_above_nor_below(top_k: int) -> None:
     one, hidden = narrow(np.ones(4)), 4
     gate = np.tile(one, (3, 1))
-    margins = np.zeros(3, np.float32)
     for x in (np.zeros(hidden, np.float32), np.ones(hidden, np.float32)):
-        kernels.gate_margins(gate, one, x, np.zeros(hidden, np.float32), top_k, margins)
-        assert np.array_equal(margins, np.zeros(3))
+        assert np.array_equal(look_at(x, [gate], [one], top_k)[2][0], np.zeros(3))
 
 
 def test_what_is_learnt_of_a_gate_is_what_runs() -> None:
@@ -96,12 +124,59 @@ def test_what_is_learnt_of_a_gate_is_what_runs() -> None:
     for ahead in (1, 2):
         for m in range(ahead, 4):
             for token in range(5):
-                out = np.zeros(10, np.float32)
-                x, scratch = inputs[token, m - ahead], np.zeros(24, np.float32)
-                kernels.gate_margins(model.routers.gate[m], model.routers.norm[m], x, scratch, 3, out)
+                gate, norm = model.routers.gate[m], model.routers.norm[m]
+                out = look_at(inputs[token, m - ahead], [gate], [norm], 3)[2][0]
                 assert np.allclose(out, learnt[ahead - 1, token, m], atol=1e-3)
     assert not learnt[0, :, 0].any() and not learnt[1, :, :2].any()
     assert np.float32(probe_fitting.CLIP) == kernels.CLIP
+
+
+class World:
+    """Everything that chances are made of, at random."""
+
+    def __init__(self, seed: int, layers: int, experts: int) -> None:
+        random, total, rank = np.random.default_rng(seed), layers * experts, 4
+        self.layers, self.experts, self.total = layers, experts, total
+        self.weights, self.odds, self.start = floats(random, 8, 6), floats(random, total), floats(random, total)
+        self.topic, self.z, self.gates = floats(random, total), floats(random, rank), floats(random, 2, experts)
+        self.up, self.up_scale = int8(random, layers, layers, experts, rank), floats(random, layers, layers) / 127
+        self.offset, self.far = floats(random, layers, layers, experts), random.random(total).astype(np.float32)
+        self.gamma = np.float32(random.uniform(0.5, 1))
+        self.state = random.integers(0, 3, total).astype(np.uint8)
+        self.told = np.zeros(layers, np.uint8)
+        self.chance, self.worth = np.zeros(total, np.float32), np.zeros(total, np.float32)
+
+    @property
+    def known(self) -> tuple[NDArray[np.generic], ...]:
+        return (
+            self.weights, self.odds, self.start, self.topic, self.z, self.up, self.up_scale, self.offset,
+            self.gates,
+        )  # fmt: skip
+
+    def appraise(self, layer: int, has_start: bool, has_probe: bool, ahead: int) -> None:
+        kernels.appraise(
+            layer, self.experts, self.known, has_start, has_probe, ahead, self.far, self.gamma, self.told,
+            self.chance, self.worth,
+        )  # fmt: skip
+
+    def expected(self, layer: int, m: int, has_start: bool, has_probe: bool, ahead: int) -> NDArray[np.float64]:
+        """The chances of layer m."""
+        wraps, distance = m <= layer, self.distance(layer, m)
+        gated, started = not wraps and distance <= ahead, has_start and not wraps
+        group = group_of(distance, wraps) if has_probe or gated else BEGINNING if started else PAST_ALONE
+        own = slice(m * self.experts, (m + 1) * self.experts)
+        terms = np.zeros((self.experts, 6))
+        terms[:, 0], terms[:, 1] = 1, self.odds[own]
+        terms[:, 2] = self.start[own] if started else 0
+        if has_probe:
+            terms[:, 3] = self.up[layer, m] @ self.z * self.up_scale[layer, m] + self.offset[layer, m]
+        terms[:, 4] = self.gates[distance - 1] if gated else 0
+        terms[:, 5] = self.topic[own]
+        result: NDArray[np.float64] = 1 / (1 + np.exp(-(terms @ self.weights[group].astype(np.float64))))
+        return result
+
+    def distance(self, layer: int, m: int) -> int:
+        return (m - layer - 1) % self.layers + 1 if layer >= 0 else m + 1
 
 
 @few
@@ -117,35 +192,18 @@ def test_what_is_learnt_of_a_gate_is_what_runs() -> None:
 def test_appraise(
     seed: int, layers: int, experts: int, has_start: bool, has_probe: bool, ahead: int, data: st.DataObject
 ) -> None:
-    random, total = np.random.default_rng(seed), layers * experts
+    world = World(seed, layers, experts)
     layer = data.draw(st.integers(-1, layers - 1))
-    ahead = 0 if layer < 0 else min(ahead, layers - 1 - layer)
-    weights, odds, start = floats(random, 8, 6), floats(random, total), floats(random, total)
-    topic = floats(random, total)
-    probe, gates = floats(random, layers, experts), floats(random, 2, experts)
-    far, gamma = random.random(total).astype(np.float32), np.float32(random.uniform(0.5, 1))
-    chance, worth = np.zeros(total, np.float32), np.zeros(total, np.float32)
-    kernels.appraise(
-        layer, weights, odds, start, has_start, probe, has_probe, gates, ahead,
-        topic, far, experts, gamma, chance, worth,
-    )  # fmt: skip
+    ahead, has_probe = 0 if layer < 0 else min(ahead, layers - 1 - layer), has_probe and layer >= 0
+    world.appraise(layer, has_start, has_probe, ahead)
+    assert world.told.all()
     for m in range(layers):
-        wraps = m <= layer
-        distance = (m - layer - 1) % layers + 1 if layer >= 0 else m + 1
-        probed, gated, started = has_probe and layer >= 0, not wraps and distance <= ahead, has_start and not wraps
-        group = group_of(distance, wraps) if probed or gated else BEGINNING if started else PAST_ALONE
         own = slice(m * experts, (m + 1) * experts)
-        terms = np.zeros((experts, 6))
-        terms[:, 0], terms[:, 1] = 1, odds[own]
-        terms[:, 2] = start[own] if started else 0
-        terms[:, 3] = probe[m] if probed else 0
-        terms[:, 4] = gates[distance - 1] if gated else 0
-        terms[:, 5] = topic[own]
-        p = 1 / (1 + np.exp(-(terms @ weights[group].astype(np.float64))))
-        assert np.allclose(chance[own], p, atol=1e-4)
+        p = world.expected(layer, m, has_start, has_probe, ahead)
+        assert np.allclose(world.chance[own], p, atol=1e-4)
         # In `distance` layers with p; otherwise a token later at the earliest, discounted by what the past says.
-        expected = gamma**distance * (p + (1 - p) * gamma**layers * far[own])
-        assert np.allclose(worth[own], expected, atol=1e-4)
+        near = world.gamma ** world.distance(layer, m)
+        assert np.allclose(world.worth[own], near * (p + (1 - p) * world.gamma**layers * world.far[own]), atol=1e-4)
 
 
 @pytest.mark.parametrize("wraps", [False, True])
@@ -169,24 +227,64 @@ def test_least(worth: list[float], data: st.DataObject) -> None:
     layers=st.integers(1, 6),
     experts=st.integers(1, 6),
     room=st.integers(1, 8),
+    has_probe=st.booleans(),
     threshold=st.floats(0, 1, width=32),
     data=st.data(),
 )
-def test_candidates(seed: int, layers: int, experts: int, room: int, threshold: float, data: st.DataObject) -> None:
-    random, total = np.random.default_rng(seed), layers * experts
+def test_candidates(
+    seed: int, layers: int, experts: int, room: int, has_probe: bool, threshold: float, data: st.DataObject
+) -> None:
+    world, after = World(seed, layers, experts), World(seed, layers, experts)
     layer, horizon = data.draw(st.integers(-1, layers - 1)), data.draw(st.integers(0, layers))
-    state = random.integers(0, 3, total).astype(np.uint8)
-    chance = random.random(total).astype(np.float32)
+    has_probe, ahead = has_probe and layer >= 0, 0 if layer < 0 else min(2, layers - 1 - layer)
+    given = world.state
+    given[: experts * data.draw(st.integers(0, layers))] = 2  # some layers have all that they may need
+    world.told[:] = after.told[:] = data.draw(st.lists(st.integers(0, 1), min_size=layers, max_size=layers))
+    world.chance[:] = after.chance[:] = np.float32(0.5)  # of those that are told
     found, score = np.full(room, -1), np.zeros(room, np.float32)
-    count = kernels.candidates(layer, horizon, experts, state, chance, np.float32(threshold), found, score)
+    told = world.told.copy()
+    count = kernels.candidates(
+        layer, experts, world.known, True, has_probe, ahead, horizon, given, np.float32(threshold), world.told,
+        world.chance, found, score,
+    )  # fmt: skip
+    after.appraise(layer, True, has_probe, ahead)
     expected = {}
     for distance in range(1, horizon + 1):
         m = (layer + distance) % layers
-        for n in range(m * experts, (m + 1) * experts):
-            if state[n] == 0 and chance[n] >= np.float32(threshold):
-                expected[n] = chance[n] / np.float32(distance)
+        own = slice(m * experts, (m + 1) * experts)
+        if (given[own] != 2).any():
+            told[m] = 1
+            assert np.array_equal(world.chance[own], after.chance[own])  # to the last bit
+        for n in range(own.start, own.stop):
+            if given[n] == 0 and after.chance[n] >= np.float32(threshold):
+                expected[n] = after.chance[n] / np.float32(distance)
+    assert np.array_equal(world.told, told)
     assert count == min(room, len(expected))
     assert len(set(found[:count].tolist())) == count
     assert (found[count:] == -1).all()
     assert np.allclose(score[:count], [expected[n] for n in found[:count].tolist()], rtol=1e-6)
     assert np.allclose(score[:count], sorted(expected.values(), reverse=True)[:count], rtol=1e-6)
+    # What is worked out later is what had been worked out at once.
+    world.appraise(layer, True, has_probe, ahead)
+    assert np.array_equal(world.chance, after.chance) and np.array_equal(world.worth, after.worth)
+
+
+@few
+@given(seed=SEEDS, layers=st.integers(1, 4), experts=st.integers(2, 9), data=st.data())
+def test_a_token_is_seen_as_its_layers_one_by_one(
+    seed: int, layers: int, experts: int, data: st.DataObject
+) -> None:
+    random, total = np.random.default_rng(seed), layers * experts
+    frequency, recency = floats(random, 6, total), floats(random, 4, total)
+    decay, fade = random.random(6).astype(np.float32), random.random(4).astype(np.float32)
+    chosen = np.stack([random.permutation(experts)[:2] for _ in range(layers)]).astype(np.int32)
+    told = data.draw(st.sets(st.integers(0, layers - 1)))
+    given, one_by_one = (frequency.copy(), recency.copy()), (frequency.copy(), recency.copy())
+    for layer in range(layers):
+        if layer in told:
+            kernels.see(*one_by_one, decay, fade, chosen[layer : layer + 1], layer * experts, experts)
+        else:
+            chosen[layer, 0] = -1
+    for _ in range(2):  # the second time there is nothing left to see
+        kernels.see_token(*given, decay, fade, chosen, experts)
+        assert all(np.array_equal(a, b) for a, b in zip(given, one_by_one, strict=True))

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from offload import Engine, EngineConfig
 from offload.config import POLICIES
+from offload.policy.base import Blind, Decision, Fetch
+from offload.telemetry.counters import Phase
+from offload.telemetry.routing import ForwardPass, Routing
 from tests.support.checkpoints import tiny_checkpoint
 from tests.support.engines import assert_same, greedy, open_engine
 from tests.support.reference import Continuation
@@ -50,6 +55,48 @@ def test_no_policy_reaches_the_logits(
                 assert used.bytes_prefetch == 0
             if policy in AHEAD and fraction:
                 assert used.bytes_prefetch > 0
+
+
+class Spiteful(Blind):
+    """Has others read behind every router, and for them gives up the layer that runs wherever it is allowed to."""
+
+    looks_ahead = True
+    left_of_the_layer = offered = 0
+
+    def begin_pass(self, forward: ForwardPass) -> None:
+        self.decoding = forward.phase == Phase.DECODE
+        self.first, self.chosen = 0, np.zeros(0, np.int64)
+
+    def routed(self, routing: Routing) -> None:
+        self.first = routing.layer * self.around.experts
+        self.chosen = self.first + routing.chosen[-1]
+
+    def decide(self, layer: int) -> Decision:
+        absent = np.flatnonzero(self.around.residency.state == 0)
+        return Decision([], [Fetch(int(expert), 1.0) for expert in absent[:3]])
+
+    def victim(self, evictable: NDArray[np.int64], wanted: int, demand: bool) -> int:
+        own = evictable[(evictable >= self.first) & (evictable < self.first + self.around.experts)]
+        self.offered += 1
+        self.left_of_the_layer += len(own) > 0
+        if self.decoding and not demand:
+            assert not np.isin(self.chosen, evictable).any()
+        return int(own[0] if len(own) else evictable[0])
+
+
+def test_no_look_takes_an_expert_from_the_layer_that_runs(
+    tiny: Path, expected: tuple[str, list[Continuation]]
+) -> None:
+    kernels, answers = expected
+    with open_engine(tiny, 0.75, kernels) as engine:
+        policy = Spiteful(engine.surroundings)
+        engine._loaded.watch.set_policy(policy)
+        for prompt, answer in zip(PROMPTS, answers, strict=True):
+            assert_same(greedy(engine, prompt, 8), answer)
+        assert policy.offered > policy.left_of_the_layer > 10
+        counts = engine.snapshot().experts.decode
+        assert counts.resident + counts.prefetched > 0 and counts.bytes_prefetch > 0
+        assert not engine._loaded.residency.pins.any()
 
 
 def test_a_policy_given_at_the_start_is_the_one_that_runs(tiny: Path) -> None:

@@ -129,9 +129,9 @@ class Interleavings(RuleBasedStateMachine):
     def forget(self) -> None:
         self.ahead = {expert for expert in self.ahead if self.bench.state[expert] != ABSENT}
 
-    def look(self, layer: int) -> None:
+    def look(self, layer: int, running: np.ndarray | None = None) -> None:
         before = self.bench.state.copy()
-        self.fetcher.look_ahead(layer)
+        self.fetcher.look_ahead(layer, running)
         # Experts cannot turn from resident to loading within one decision but by leaving and being fetched.
         self.ahead |= set(np.flatnonzero((self.bench.state == LOADING) & (before != LOADING)).tolist())
         self.forget()
@@ -169,6 +169,18 @@ class Interleavings(RuleBasedStateMachine):
         # Nobody waits behind what was only guessed, but for what the lanes had begun with.
         assert (self.counters.stall_ns.sum() - stalled) / 1e9 <= bound + 1e-6
         self.forget()
+
+    @rule(layer=st.integers(0, LAYERS - 1), start=st.integers(0, EXPERTS - 1), looks=st.integers(1, 3))
+    def a_layer_that_has_all_it_needs(self, layer: int, start: int, looks: int) -> None:
+        """The kernels count it; its experts are pinned by nobody but the look itself."""
+        first = layer * EXPERTS
+        there = np.flatnonzero(np.roll(self.bench.state[first : first + EXPERTS], -start) == RESIDENT)[:TOP_K]
+        running = ((there + start) % EXPERTS).astype(np.int32)
+        for _ in range(looks):
+            self.look(layer, running)
+            self.bench.residency.check()
+            assert (self.bench.state[first + running] == RESIDENT).all()
+            assert not self.bench.residency.pins.any()
 
     @rule(layer=st.integers(0, LAYERS - 1), picked=st.sets(st.integers(0, EXPERTS - 1), min_size=1))
     def a_layer_of_a_prompt(self, layer: int, picked: set[int]) -> None:
@@ -316,6 +328,42 @@ def test_a_needed_read_that_fails_while_the_policy_decides_is_told(bench: Bench)
     bench.fetcher.abandon([0, 1])
     bench.link.broken.clear()
     bench.bring(0, 0, 1)
+
+
+def test_what_runs_does_not_leave_for_a_look_ahead() -> None:
+    """Nothing is pinned while the kernels run through, and there is no free slot: another one has to go."""
+    bench = Bench(2 * TOP_K + 1)
+    bench.bring(0, 0, 1)
+    bench.bring(1, 6, 7)
+    bench.bring(2, 12)
+    asked: list[np.ndarray] = []
+
+    def victim(evictable: np.ndarray, wanted: int, demand: bool) -> int:
+        asked.append(evictable)
+        return int(evictable[0])
+
+    bench.policy.victim = victim  # type: ignore[method-assign]
+    bench.policy.decision = Decision([], [Fetch(13, 1.0)])
+    bench.fetcher.look_ahead(0, np.array([1, 0], np.int32))
+    assert [given.tolist() for given in asked] == [[6, 7, 12]]
+    assert bench.state[[0, 1, 6, 13]].tolist() == [RESIDENT, RESIDENT, ABSENT, LOADING]
+    assert not bench.residency.pins.any()
+
+
+def test_a_look_that_fails_leaves_nothing_pinned(bench: Bench) -> None:
+    def victim(evictable: np.ndarray, wanted: int, demand: bool) -> int:
+        raise RuntimeError("no idea")
+
+    bench.bring(0, 0, 1)
+    bench.fetcher.fill(range(2, TOTAL))
+    bench.fetcher.settle()
+    while bench.residency.free_slots:
+        bench.bring(2, next(expert for expert in range(12, TOTAL) if bench.state[expert] == ABSENT))
+    bench.policy.victim = victim  # type: ignore[method-assign]
+    bench.policy.decision = Decision([], [Fetch(int(np.flatnonzero(bench.state == ABSENT)[0]), 1.0)])
+    with pytest.raises(RuntimeError):
+        bench.fetcher.look_ahead(0, np.array([0, 1], np.int32))
+    assert not bench.residency.pins.any()
 
 
 def test_a_cancelled_read_gives_its_slot_back(bench: Bench) -> None:
