@@ -22,9 +22,7 @@ from ui.chat.commands import Commands
 from ui.chat.keymap import APP_KEYS, CHAT_KEYS, MESSAGE_KEYS, PROMPT_KEYS, effective, footer_key, parse_keymap
 from ui.chat.setup import ChatSetup
 from ui.job_control import StopSignals
-from ui.screens.ask import Confirm
 from ui.screens.chat import ChatScreen
-from ui.screens.palette import ChatCommands
 from ui.sessions import SessionStore
 from ui.widgets.ascii import AsciiFilter
 from ui.widgets.prompt import Prompt
@@ -33,6 +31,12 @@ from ui.widgets.turns import Turn
 
 _TWICE_S = 2.0
 _STORE_PATIENCE_S = 1.0
+
+
+def _palette() -> type[Provider]:
+    from ui.screens.palette import ChatCommands
+
+    return ChatCommands
 
 
 class ChatApp(App[None]):
@@ -45,7 +49,7 @@ class ChatApp(App[None]):
 
     CSS_PATH = "app.tcss"
     TITLE = "finemoe"
-    COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = {ChatCommands}
+    COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = {_palette}
     ENABLE_COMMAND_PALETTE = True
     COMMAND_PALETTE_BINDING = ""
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -88,6 +92,8 @@ class ChatApp(App[None]):
         try:
             self._store = SessionStore.open(path, timeout=_STORE_PATIENCE_S)
         except DamagedFile as error:
+            from ui.screens.ask import Confirm
+
             damaged = error
 
             def answered(put_aside: bool | None) -> None:

@@ -25,8 +25,6 @@ from ui.screens.answering import Answering
 from ui.screens.branches import Branches
 from ui.screens.command_runner import CommandRunner
 from ui.screens.engine_room import EngineRoom
-from ui.screens.help import HelpScreen
-from ui.screens.sessions import Chosen, SessionsScreen
 from ui.screens.telemetry import Telemetry
 from ui.sessions import SessionStore
 from ui.widgets.completions import Completions
@@ -38,6 +36,7 @@ from ui.widgets.welcome import Question, Welcome
 
 if TYPE_CHECKING:
     from ui.app import ChatApp
+    from ui.screens.sessions import Chosen
 
 TICK_S = 0.125
 """How often what came is drawn and saved: each piece by itself would cost ten times as much."""
@@ -98,7 +97,9 @@ class ChatScreen(Screen[None]):
         self.prompt.focus()
         await self._begin()
         self.set_interval(TICK_S, self._tick)
-        # The first picture comes before any of this.
+
+    def on_show(self) -> None:
+        # It is laid out for the first time. Its first picture comes before any of this.
         self.call_after_refresh(self._start)
 
     async def _start(self) -> None:
@@ -249,12 +250,16 @@ class ChatScreen(Screen[None]):
         await self.show_session(None)
 
     def action_help(self) -> None:
+        from ui.screens.help import HelpScreen
+
         self.app.push_screen(HelpScreen(self.chat_app.help_groups(self.focused, self.commands)))
 
     def action_palette(self) -> None:
         self.app.action_command_palette()
 
     def action_sessions(self, query: str = "") -> None:
+        from ui.screens.sessions import SessionsScreen
+
         current = self.conversation.session.id if self.conversation.session else None
         screen = SessionsScreen(self.conversation.store, query, current)
 
