@@ -19,6 +19,7 @@ from textual.widget import Widget
 
 from offload.errors import DamagedFile, FinemoeError, StorageError
 from ui.chat.commands import Commands
+from ui.chat.conversation import Reach
 from ui.chat.keymap import APP_KEYS, CHAT_KEYS, MESSAGE_KEYS, PROMPT_KEYS, effective, footer_key, parse_keymap
 from ui.chat.setup import ChatSetup
 from ui.job_control import StopSignals
@@ -103,7 +104,7 @@ class ChatApp(App[None]):
                         self._store = SessionStore.open(path, timeout=_STORE_PATIENCE_S)
                         self.setup.warnings.append(f"the damaged sessions are kept in {kept}")
                     except StorageError as failure:
-                        self._without_store(failure)
+                        self._without_store(failure, self._reopen)
                         return
                     self._begin()
                 else:
@@ -119,19 +120,27 @@ class ChatApp(App[None]):
                 answered,
             )
         except StorageError as error:
-            self._without_store(error)
+            self._without_store(error, self._reopen)
         else:
             self._begin()
 
-    def _without_store(self, error: FinemoeError) -> None:
+    def _without_store(self, error: FinemoeError, reach: Reach | None = None) -> None:
         hint = f"; {error.hint}" if error.hint else ""
-        self.setup.warnings.append(f"nothing is saved: {error.message}{hint}")
+        then = "\nall of it is saved as soon as that can be" if reach is not None else ""
+        self.setup.warnings.append(f"nothing is saved: {error.message}{hint}{then}")
         self._store = SessionStore.in_memory()
-        self._begin(saved=False)
+        self._begin(saved=False, reach=reach)
 
-    def _begin(self, *, saved: bool = True) -> None:
+    def _reopen(self) -> SessionStore:
+        """The sessions, which could not be opened when the chat began, if they can be now."""
+        path = self.setup.database
+        SessionStore.open(path, timeout=0).close()  # Nobody waits for who writes: that would be done every second.
+        self._store = SessionStore.open(path, timeout=_STORE_PATIENCE_S)
+        return self._store
+
+    def _begin(self, *, saved: bool = True, reach: Reach | None = None) -> None:
         assert self._store is not None
-        self.push_screen(ChatScreen(self.setup, self._store, saved=saved))
+        self.push_screen(ChatScreen(self.setup, self._store, saved=saved, reach=reach))
 
     # Keys that work everywhere.
 

@@ -6,6 +6,7 @@ Those that are far away by then are let go of: neither memory nor the time of a 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
@@ -111,6 +112,19 @@ class Transcript(VerticalScroll, can_focus=False):
         self._left_out = {message.id for message in self._branch[: before if first else 0]}
         for turn in self.turns:
             turn.set_class(turn.message is not None and turn.message.id in self._left_out, "-left-out")
+
+    async def renumber(self, id_of: Callable[[int], int]) -> None:
+        """After messages have got other ids, and may have more or fewer versions."""
+        self._branch = [replace(message, id=id_of(message.id)) for message in self._branch]
+        self._left_out = {id_of(number) for number in self._left_out}
+        for turn in self.turns:
+            if turn.message is None:
+                continue
+            turn.message = replace(turn.message, id=id_of(turn.message.id))
+            versions = self._versions(turn.message.id)
+            if versions != turn.versions:
+                turn.versions = versions
+                await turn.recompose()
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
         """Scrolled to where its widgets begin or end, it gets more messages."""
