@@ -25,7 +25,8 @@ from tests.support.terminal import Terminal
 
 # Without -P the folder that one happens to be in would come before the tree that is meant.
 CHAT = [sys.executable, "-P", "-m", "finemoe_cli", "chat"]
-PROMPT = b"Ask anything"
+PROMPT = b"sk anything"
+"""Of the empty prompt; its first letter is under the cursor, and written apart."""
 SIZE = (120, 40)
 _HERE = Path(__file__).parents[1]
 

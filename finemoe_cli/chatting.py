@@ -1,4 +1,7 @@
-"""What the chat needs of this machine: a model, an engine's process, its counters."""
+"""What the chat needs of this machine: a model, an engine's process, its counters.
+
+All of it comes after the chat's first picture, and so do the imports that it takes.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finemoe_cli.models import demo_is_there
 from offload.errors import PullError
-from offload.models.spec import read_spec
-from offload.service.client import EngineClient
 from profiles.models import find_model, is_demo
 from profiles.paths import boards_dir, cache_dir, ensure_folder
 from ui.engine_link import EngineLink, Gone, Listener, Progress
@@ -25,6 +25,8 @@ _CHILD = "import sys; sys.path.append(sys.argv.pop(1)); from finemoe_cli.chattin
 
 def make_link(listener: Listener) -> EngineLink:
     """An engine's process that tells ``listener`` what it says."""
+    from offload.service.client import EngineClient
+
     client = EngineClient(os.environ, ensure_folder(cache_dir()) / "engine.log", boards_dir())
     client.events(listener, lambda reason: listener(Gone(reason)))
     return client
@@ -48,6 +50,9 @@ def have_model(name: str, progress: Progress) -> Path:
         ModelError: finemoe cannot run it.
         PullError: The demo could not be built.
     """
+    from finemoe_cli.models import demo_is_there
+    from offload.models.spec import read_spec
+
     folder = find_model(name)
     if is_demo(name) and not demo_is_there(folder):
         _build_apart(progress)

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import import_module
+from typing import Annotated, Any
 
-import typer
+import typer.core
+import typer.main
 
-from finemoe_cli.commands import (
-    bench,
-    chat,
-    config,
-    doctor,
-    evaluate,
-    maps,
-    models,
-    pack,
-    plan,
-    plot,
-    profiles,
-    pull,
-    replay,
-    run,
-    sessions,
-    simulate,
-    top,
-    trace,
-)
 from finemoe_cli.exit_codes import MEANINGS
 from finemoe_cli.output import Output
+
+_COMMANDS = (
+    *("chat", "run", "top", "replay", "pull", "pack", "plan", "doctor", "simulate", "plot"),
+    *("models", "sessions", "trace", "eval", "bench", "maps", "profiles", "config"),
+)
+"""In the order of the help. Each is a module of `finemoe_cli.commands`: its ``app`` has the command or group."""
 
 _EXAMPLES = """
 [bold]Examples[/]
@@ -41,32 +31,62 @@ _EXIT_CODES = "[bold]Exit codes[/]\n\n" + "\n".join(
     f"  [bold]{code.value:>3}[/]  {meaning}" for code, meaning in MEANINGS.items()
 )
 
+
+class _Modules(Mapping[str, Any]):
+    """The commands by their names, each imported when it is asked for: one that runs does not wait for others."""
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in _COMMANDS:
+            raise KeyError(name)
+        return _command(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_COMMANDS)
+
+    def __len__(self) -> int:
+        return len(_COMMANDS)
+
+
+@cache
+def _command(name: str) -> Any:
+    alone = typer.Typer(rich_markup_mode="rich")
+    alone.add_typer(import_module(f"finemoe_cli.commands.{name}").app)
+    return typer.main.get_group(alone).commands[name]
+
+
+def _leave_absent(kind: Any) -> None:
+    """Has parameters of that kind take None for what was not given.
+
+    They would anyway, but Typer has pydantic look at that None first, and to import pydantic takes most of the time
+    in which a command line is read.
+    """
+    convert = kind.process_value
+
+    def process_value(self: Any, context: Any, value: Any) -> Any:
+        if value is not None or self.required or self.multiple or self.nargs != 1:
+            return convert(self, context, value)
+        return self.callback(context, self, None) if self.callback else None
+
+    kind.process_value = process_value
+
+
+class _Commands(typer.core.TyperGroup):
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes | {"commands": None})
+        self.commands = _Modules()  # type: ignore[assignment]
+
+
+_leave_absent(typer.core.TyperOption)
+_leave_absent(typer.core.TyperArgument)
 app = typer.Typer(
     name="finemoe",
+    cls=_Commands,
     help="Chat with a mixture-of-experts model that is larger than the memory you give it.",
     epilog=f"{_EXAMPLES.strip()}\n\n{_EXIT_CODES}",
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-app.command(epilog=chat.EPILOG)(chat.chat)
-app.command(epilog=run.EPILOG)(run.run)
-app.command(epilog=top.EPILOG)(top.top)
-app.command(epilog=replay.EPILOG)(replay.replay)
-app.command()(pull.pull)
-app.command()(pack.pack)
-app.command(epilog=plan.EPILOG)(plan.plan)
-app.command()(doctor.doctor)
-app.add_typer(models.app, name="models")
-app.add_typer(sessions.app, name="sessions")
-app.add_typer(trace.app, name="trace")
-app.command(epilog=simulate.EPILOG)(simulate.simulate)
-app.add_typer(evaluate.app, name="eval")
-app.command(epilog=plot.EPILOG)(plot.plot)
-app.add_typer(bench.app, name="bench")
-app.add_typer(maps.app, name="maps")
-app.add_typer(profiles.app, name="profiles")
-app.add_typer(config.app, name="config")
 
 
 def _version(wanted: bool) -> None:

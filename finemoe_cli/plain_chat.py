@@ -30,7 +30,9 @@ def plain_chat(
     """
     settings = resolved.settings
     with _open_store(output) as store:
-        conversation = Conversation(store, lambda error: output.warn(f"{error.message}; nothing is saved any more"))
+        conversation = Conversation(
+            store, lambda error: output.warn(f"{error.message}; nothing is saved while that lasts")
+        )
         conversation.new(settings.model, settings.system or "")
         latest = store.find(session) if session is not None else store.latest() if resume else None
         if latest is not None:
@@ -51,6 +53,8 @@ def plain_chat(
                 stats = said | {"profile": resolved.profile.name}
                 conversation.finish(reply.id, said["finish_reason"], said["text"], stats)
                 output.line("")
+                if conversation.catch_up(patient=True):
+                    output.note("saved again, with all that was said meanwhile")
                 interrupts.check()
 
 

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from offload.errors import StorageError
 
 Progress = Callable[[str, int, int], None]
@@ -31,6 +29,8 @@ def locked(path: Path, progress: Progress) -> Iterator[None]:
         OSError: The lock file cannot be made.
         StorageError: The filesystem has no locks.
     """
+    from filelock import FileLock, Timeout  # Of no use to the many who only read.
+
     # filelock would try for ever where a file cannot be made; this says so.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
     lock = FileLock(path)

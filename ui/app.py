@@ -19,12 +19,11 @@ from textual.widget import Widget
 
 from offload.errors import DamagedFile, FinemoeError, StorageError
 from ui.chat.commands import Commands
+from ui.chat.conversation import Reach
 from ui.chat.keymap import APP_KEYS, CHAT_KEYS, MESSAGE_KEYS, PROMPT_KEYS, effective, footer_key, parse_keymap
 from ui.chat.setup import ChatSetup
 from ui.job_control import StopSignals
-from ui.screens.ask import Confirm
 from ui.screens.chat import ChatScreen
-from ui.screens.palette import ChatCommands
 from ui.sessions import SessionStore
 from ui.widgets.ascii import AsciiFilter
 from ui.widgets.prompt import Prompt
@@ -33,6 +32,12 @@ from ui.widgets.turns import Turn
 
 _TWICE_S = 2.0
 _STORE_PATIENCE_S = 1.0
+
+
+def _palette() -> type[Provider]:
+    from ui.screens.palette import ChatCommands
+
+    return ChatCommands
 
 
 class ChatApp(App[None]):
@@ -45,7 +50,7 @@ class ChatApp(App[None]):
 
     CSS_PATH = "app.tcss"
     TITLE = "finemoe"
-    COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = {ChatCommands}
+    COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = {_palette}
     ENABLE_COMMAND_PALETTE = True
     COMMAND_PALETTE_BINDING = ""
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -88,6 +93,8 @@ class ChatApp(App[None]):
         try:
             self._store = SessionStore.open(path, timeout=_STORE_PATIENCE_S)
         except DamagedFile as error:
+            from ui.screens.ask import Confirm
+
             damaged = error
 
             def answered(put_aside: bool | None) -> None:
@@ -97,7 +104,7 @@ class ChatApp(App[None]):
                         self._store = SessionStore.open(path, timeout=_STORE_PATIENCE_S)
                         self.setup.warnings.append(f"the damaged sessions are kept in {kept}")
                     except StorageError as failure:
-                        self._without_store(failure)
+                        self._without_store(failure, self._reopen)
                         return
                     self._begin()
                 else:
@@ -113,19 +120,27 @@ class ChatApp(App[None]):
                 answered,
             )
         except StorageError as error:
-            self._without_store(error)
+            self._without_store(error, self._reopen)
         else:
             self._begin()
 
-    def _without_store(self, error: FinemoeError) -> None:
+    def _without_store(self, error: FinemoeError, reach: Reach | None = None) -> None:
         hint = f"; {error.hint}" if error.hint else ""
-        self.setup.warnings.append(f"nothing is saved: {error.message}{hint}")
+        then = "\nall of it is saved as soon as that can be" if reach is not None else ""
+        self.setup.warnings.append(f"nothing is saved: {error.message}{hint}{then}")
         self._store = SessionStore.in_memory()
-        self._begin(saved=False)
+        self._begin(saved=False, reach=reach)
 
-    def _begin(self, *, saved: bool = True) -> None:
+    def _reopen(self) -> SessionStore:
+        """The sessions, which could not be opened when the chat began, if they can be now."""
+        path = self.setup.database
+        SessionStore.open(path, timeout=0).close()  # Nobody waits for who writes: that would be done every second.
+        self._store = SessionStore.open(path, timeout=_STORE_PATIENCE_S)
+        return self._store
+
+    def _begin(self, *, saved: bool = True, reach: Reach | None = None) -> None:
         assert self._store is not None
-        self.push_screen(ChatScreen(self.setup, self._store, saved=saved))
+        self.push_screen(ChatScreen(self.setup, self._store, saved=saved, reach=reach))
 
     # Keys that work everywhere.
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from finemoe_cli.bench.samples import Measured
 
 app = typer.Typer(
+    name="bench",
     cls=MeasuringGroup,
     rich_markup_mode="rich",
     epilog="""

@@ -12,7 +12,6 @@ from typing import Annotated
 import typer
 
 from finemoe_cli import options
-from finemoe_cli.models import ensure_model
 from finemoe_cli.output import Output
 from offload.errors import ConfigError
 from profiles.environment import prepare_process
@@ -21,7 +20,9 @@ from profiles.settings import Resolved, resolve
 
 _CHAT = "Chat"
 
-EPILOG = """
+app = typer.Typer()
+
+_EPILOG = """
 On anything but a terminal, and with TERM=dumb, it reads a question a line from stdin and prints plain answers.
 
 [bold]Examples[/]
@@ -47,6 +48,7 @@ def complete_session() -> list[str]:
         return []
 
 
+@app.command(epilog=_EPILOG)
 def chat(
     resume: Annotated[
         bool,
@@ -137,6 +139,7 @@ def chat(
         return
     if record is not None:
         raise ConfigError("--record needs the chat's screen", "run it in a terminal, or use: finemoe trace")
+    from finemoe_cli.models import ensure_model
     from finemoe_cli.plain_chat import plain_chat
 
     plain_chat(resolved, output, ensure_model, resume=resume, session=session)

@@ -14,6 +14,7 @@ from profiles.config_file import remove_setting, store_setting
 from profiles.paths import cache_dir, config_dir, config_file, data_dir
 
 app = typer.Typer(
+    name="config",
     help="Settings: what is in force, where it comes from, and how to change it.",
     no_args_is_help=True,
     rich_markup_mode="rich",

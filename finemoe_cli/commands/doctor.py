@@ -10,7 +10,10 @@ from finemoe_cli import options
 from finemoe_cli.exit_codes import ExitCode
 from finemoe_cli.output import Output
 
+app = typer.Typer()
 
+
+@app.command()
 def doctor(
     model: options.Model = None,
     gpu_selftest: Annotated[

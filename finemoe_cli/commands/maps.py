@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from offload.trace.records import TraceModel
 
 app = typer.Typer(
+    name="maps",
     help="What policies predict from, learnt from traces: see, make, exchange and delete it.",
     no_args_is_help=True,
     rich_markup_mode="rich",

@@ -30,6 +30,7 @@ from profiles.paths import packs_dir
 from profiles.settings import resolve
 
 app = typer.Typer(
+    name="models",
     help="Models that are here: list them, look into one, check it, remove it, make it the default.",
     no_args_is_help=True,
     rich_markup_mode="rich",

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from offload.store.packed_writer import PackResult
     from offload.store.safetensors_index import CheckpointIndex
 
+app = typer.Typer()
 
+
+@app.command()
 def pack(
     model: Annotated[
         str | None,

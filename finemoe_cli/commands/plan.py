@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from finemoe_cli.plan import Plan
     from offload.forecast import Forecast
 
-EPILOG = """
+app = typer.Typer()
+
+_EPILOG = """
 The verdict is one of: [bold]resident[/] (every expert stays in memory), [bold]fast[/] (5 tokens/s or more),
 [bold]usable[/] (1 or more), [bold]slow[/], [bold]does not fit[/] (exit code 4).
 
@@ -29,6 +31,7 @@ The verdict is one of: [bold]resident[/] (every expert stays in memory), [bold]f
 """
 
 
+@app.command(epilog=_EPILOG)
 def plan(
     model: Annotated[
         str | None,

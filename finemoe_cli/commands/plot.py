@@ -13,7 +13,9 @@ from finemoe_cli.lists import chosen
 from finemoe_cli.output import Output
 from offload.errors import ConfigError, FinemoeError
 
-EPILOG = """
+app = typer.Typer()
+
+_EPILOG = """
 [bold]Examples[/]
 
   finemoe plot runs/policies
@@ -33,6 +35,7 @@ def complete_format() -> list[str]:
     return list(FORMATS)
 
 
+@app.command(epilog=_EPILOG)
 def plot(
     sources: Annotated[
         list[Path],

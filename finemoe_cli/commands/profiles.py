@@ -13,6 +13,7 @@ from profiles.paths import user_profiles_dir
 from profiles.settings import check_setting, flag_name, resolve
 
 app = typer.Typer(
+    name="profiles",
     help="Named memory budgets: list them, show one, make your own.",
     no_args_is_help=True,
     rich_markup_mode="rich",

@@ -10,7 +10,10 @@ import typer
 from finemoe_cli import models, options
 from finemoe_cli.output import Output
 
+app = typer.Typer()
 
+
+@app.command()
 def pull(
     what: Annotated[
         str,

@@ -14,7 +14,9 @@ from offload.errors import ConfigError
 if TYPE_CHECKING:
     from ui.recording.recording import Recording
 
-EPILOG = """
+app = typer.Typer()
+
+_EPILOG = """
 On anything but a terminal it prints the conversation and what it adds up to.
 
 [bold]Examples[/]
@@ -25,6 +27,7 @@ On anything but a terminal it prints the conversation and what it adds up to.
 """
 
 
+@app.command(epilog=_EPILOG)
 def replay(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A recording, as F6 in the chat makes it.")],
     speed: Annotated[

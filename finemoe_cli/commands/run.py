@@ -19,7 +19,9 @@ from profiles.settings import resolve
 
 _OUTPUT = "Output"
 
-EPILOG = """
+app = typer.Typer()
+
+_EPILOG = """
 [bold]Examples[/]
 
   finemoe run "Why is the sky blue?"
@@ -29,6 +31,7 @@ EPILOG = """
 """
 
 
+@app.command(epilog=_EPILOG)
 def run(
     prompt: Annotated[
         str | None,

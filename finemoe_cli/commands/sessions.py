@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ui.sessions import Hit, Session, SessionStore
 
 app = typer.Typer(
+    name="sessions",
     help="Conversations: list, read, search, export, rename and delete them.",
     no_args_is_help=True,
     rich_markup_mode="rich",

@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from offload.trace.file import Trace
     from offload.trace.simulator import Timing
 
-EPILOG = """
+app = typer.Typer()
+
+_EPILOG = """
 [bold]Examples[/]
 
   finemoe simulate demo.trace
@@ -49,6 +51,7 @@ _WHAT = "What is replayed"
 _OUTPUT = "Output"
 
 
+@app.command(epilog=_EPILOG)
 def simulate(
     files: Annotated[
         list[Path], typer.Argument(metavar="TRACE...", help="Recorded with finemoe trace record; of one model.")

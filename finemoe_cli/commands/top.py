@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 _RECORDS = 1024
 """Token records that the speed is worked out from: the last reply may have been longer than is worth reading."""
 
-EPILOG = """
+app = typer.Typer()
+
+_EPILOG = """
 [bold]Examples[/]
 
   finemoe top
@@ -29,6 +31,7 @@ EPILOG = """
 """
 
 
+@app.command(epilog=_EPILOG)
 def top(
     pid: Annotated[
         int | None,

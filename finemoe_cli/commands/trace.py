@@ -27,6 +27,7 @@ from profiles.environment import prepare_process
 from profiles.settings import resolve
 
 app = typer.Typer(
+    name="trace",
     help="Record what routers choose, look at it, and write it out.",
     no_args_is_help=True,
     rich_markup_mode="rich",

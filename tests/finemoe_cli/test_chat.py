@@ -14,7 +14,10 @@ from ui.sessions import SessionStore
 GREEDY = ("--temperature", "0", "--context", "1024", "-p", "low")
 FRONT_DOOR = """
 import sys
-from finemoe_cli.commands.chat import chat
+from finemoe_cli.cli import app
+from finemoe_cli.commands import chat
+chat._has_screen, chat._on_screen = (lambda: True), (lambda *_: None)
+app(["chat"], standalone_mode=False)
 from finemoe_cli.chatting import have_model, make_link, open_board
 from ui.app import ChatApp
 print(*sorted(name for name in sys.modules if "." not in name))
@@ -182,6 +185,9 @@ def test_the_first_picture_needs_nothing_heavy(finemoe):
         "tokenizers",
         "numpy",
         "pandas",
+        "filelock",
+        "markdown_it",
+        "pydantic",
     }
     assert set(done.stdout.split()) & heavy == set()
 

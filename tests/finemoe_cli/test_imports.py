@@ -15,7 +15,7 @@ from finemoe_cli.app import main
 try:
     main(sys.argv[1:])
 finally:
-    print("IMPORTED", *sorted(name for name in sys.modules if "." not in name), file=sys.stderr)
+    print("IMPORTED", *sorted(sys.modules), file=sys.stderr)
 """
 
 
@@ -49,6 +49,18 @@ def test_light_commands_import_nothing_heavy(finemoe, arguments):
     assert heavy_imports(finemoe, arguments) == set()
 
 
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["chat", "--help"], ["models", "list"], ["run"]], ids=lambda words: " ".join(words)
+)
+def test_what_was_not_given_is_not_converted(finemoe, arguments):
+    assert "pydantic" not in imported(finemoe, arguments)
+
+
+def test_a_command_imports_no_other(finemoe):
+    commands = {name for name in imported(finemoe, ["config", "path"]) if name.startswith("finemoe_cli.commands.")}
+    assert commands == {"finemoe_cli.commands.config"}
+
+
 @pytest.mark.parametrize("words", ["finemoe run --pro", "finemoe run --profile b", "finemoe run -m d"])
 def test_completion_imports_nothing_heavy(finemoe, words):
     finemoe.environment |= {
@@ -68,6 +80,10 @@ def test_the_engines_names_are_there_without_torch(finemoe):
 
 
 def heavy_imports(finemoe, arguments):
+    return imported(finemoe, arguments) & set(HEAVY)
+
+
+def imported(finemoe, arguments):
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, *arguments],
         capture_output=True,
@@ -77,4 +93,4 @@ def heavy_imports(finemoe, arguments):
         check=False,
     )
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("IMPORTED")]
-    return set(line.split()) & set(HEAVY)
+    return set(line.split())

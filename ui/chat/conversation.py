@@ -1,20 +1,31 @@
 """One session as the chat sees it: the branch that is shown, and the reply that is being written.
 
-It goes on whatever happens to the store: where that cannot be written, the branch moves into memory, and whoever
-shows the chat is told once. A session that was deleted under it is made anew.
+It goes on whatever happens to the store: where that cannot be written, the branch moves into memory, whoever shows
+the chat is told, and what was said since is written down as soon as it can be. A session that was deleted under it
+is made anew.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from offload.errors import FinemoeError, NotFound, StorageError
+from offload.errors import DamagedFile, FinemoeError, NotFound, StorageError
 from ui.engine_link import Conversation as Messages
-from ui.sessions import Message, Session, SessionStore
+from ui.sessions import Copies, Message, Session, SessionStore
 
 T = TypeVar("T")
 OnUnsaved = Callable[[FinemoeError], None]
+Reach = Callable[[], SessionStore]
+"""Opens the store on the disk. Raises :class:`StorageError`."""
+
+_AGAIN_S = 1.0
+_AGAIN_SHARE = 20
+"""How long after an attempt to save the next one comes: a second, or so many times as long as it took."""
+
+_IN_MEMORY = 1 << 40
+"""From here on messages in memory are numbered: no file has as many, so that no number means two."""
 
 
 class Conversation:
@@ -22,7 +33,8 @@ class Conversation:
 
     Args:
         store: Where it is kept.
-        on_unsaved: Told once, when nothing can be saved any more.
+        on_unsaved: Told when nothing can be saved any more, or not for now.
+        reach: Where ``store`` is in memory because the file cannot be opened: opens it, when that can be again.
 
     Attributes:
         session: None until something was said.
@@ -32,7 +44,9 @@ class Conversation:
         system: The system prompt; empty if there is none.
     """
 
-    def __init__(self, store: SessionStore, on_unsaved: OnUnsaved, *, saved: bool = True) -> None:
+    def __init__(
+        self, store: SessionStore, on_unsaved: OnUnsaved, *, saved: bool = True, reach: Reach | None = None
+    ) -> None:
         self.store = store
         self.session: Session | None = None
         self.branch: list[Message] = []
@@ -41,6 +55,9 @@ class Conversation:
         self.system = ""
         self._on_unsaved = on_unsaved
         self._renamed: dict[int, int] = {}
+        self._reach = reach
+        self._known = Copies()
+        self._next_try = 0.0
 
     def new(self, model: str, system: str) -> None:
         """Begins another conversation, which is written down with its first message."""
@@ -153,6 +170,34 @@ class Conversation:
         """The id that a message has now; it changes when the conversation moves into memory."""
         return self._renamed.get(message_id, message_id)
 
+    def catch_up(self, *, patient: bool = False) -> bool:
+        """Writes down what is only in memory, if it is time to try again; whether all is saved from now on.
+
+        Args:
+            patient: Try at any time, and wait for another process that writes.
+        """
+        begun = time.monotonic()
+        if self.saved or self._reach is None or (begun < self._next_try and not patient):
+            return False
+        memory, session, branch = self.store, self.session, self.branch
+        try:
+            disk = self._reach()
+            self._reach = lambda: disk
+            written = disk.take_over(memory, self._known, patient=patient)
+            if session is not None:
+                session = disk.get(written.sessions[session.id])
+                branch = disk.path(written.messages[branch[-1].id]) if branch else []
+        except StorageError:
+            now = time.monotonic()
+            self._next_try = now + max(_AGAIN_S, _AGAIN_SHARE * (now - begun))
+            return False
+        self.store, self.session, self.branch, self.saved = disk, session, branch, True
+        self._reach = None
+        renamed = {old: written.messages.get(new, new) for old, new in self._renamed.items()}
+        self._renamed = renamed | written.messages
+        memory.close()
+        return True
+
     @property
     def _session_id(self) -> int:
         assert self.session is not None
@@ -184,11 +229,21 @@ class Conversation:
         except StorageError as error:
             if not self.saved:
                 raise
-            self.saved = False
-            known = [*self._renamed, *(message.id for message in self.branch)]
-            self._move_into(SessionStore.in_memory(after=max(known, default=0)))
-            self._on_unsaved(error)
+            self._go_on_in_memory(error)
             return work()
+
+    def _go_on_in_memory(self, error: StorageError) -> None:
+        disk, session, branch = self.store, self.session, self.branch
+        self.saved = False
+        self._reach = None if isinstance(error, DamagedFile) else lambda: disk
+        self._next_try = time.monotonic() + _AGAIN_S
+        self._move_into(SessionStore.in_memory(after=max([_IN_MEMORY, *self._renamed])))
+        self._known = Copies()
+        if session is not None and self.session is not None:
+            self._known.sessions[self.session.id] = session.id
+            moved = zip(self.branch, branch, strict=True)
+            self._known.messages.update({copy.id: message.id for copy, message in moved})
+        self._on_unsaved(error)
 
     def _move_into(self, store: SessionStore) -> None:
         """Copies the branch into a session of ``store``; other branches cannot be read any more."""

@@ -67,6 +67,7 @@ class Answering:
     def forget_window(self) -> None:
         """Another conversation: nothing has been left out of it."""
         self._first_sent = 0
+        self._screen.transcript.mark_left_out(0)
 
     def stop(self) -> None:
         """Ends the reply and keeps what there is; a message that waits goes back to the prompt."""

@@ -10,12 +10,12 @@ from textual.containers import Container, Vertical
 from textual.screen import Screen
 from textual.widgets import Footer, Static
 
-from offload.errors import FinemoeError
+from offload.errors import DamagedFile, FinemoeError
 from offload.precision import BF16
 from offload.service.messages import Ready
 from offload.units import format_bytes
 from ui.chat.commands import code_blocks
-from ui.chat.conversation import Conversation
+from ui.chat.conversation import Conversation, Reach
 from ui.chat.draft import keep_draft, take_draft
 from ui.chat.engine import State
 from ui.chat.keymap import CHAT_KEYS
@@ -25,8 +25,6 @@ from ui.screens.answering import Answering
 from ui.screens.branches import Branches
 from ui.screens.command_runner import CommandRunner
 from ui.screens.engine_room import EngineRoom
-from ui.screens.help import HelpScreen
-from ui.screens.sessions import Chosen, SessionsScreen
 from ui.screens.telemetry import Telemetry
 from ui.sessions import SessionStore
 from ui.widgets.completions import Completions
@@ -38,6 +36,7 @@ from ui.widgets.welcome import Question, Welcome
 
 if TYPE_CHECKING:
     from ui.app import ChatApp
+    from ui.screens.sessions import Chosen
 
 TICK_S = 0.125
 """How often what came is drawn and saved: each piece by itself would cost ten times as much."""
@@ -60,11 +59,11 @@ class ChatScreen(Screen[None]):
     ]
     AUTO_FOCUS = "#prompt"
 
-    def __init__(self, setup: ChatSetup, store: SessionStore, *, saved: bool) -> None:
+    def __init__(self, setup: ChatSetup, store: SessionStore, *, saved: bool, reach: Reach | None = None) -> None:
         super().__init__()
         self.HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (80, "-normal"), (120, "-wide")]
         self.setup = setup
-        self.conversation = Conversation(store, self._unsaved, saved=saved)
+        self.conversation = Conversation(store, self._unsaved, saved=saved, reach=reach)
         self.telemetry = Telemetry(self, setup)
         self.room = EngineRoom(self, setup)
         self.answering = Answering(self)
@@ -98,7 +97,9 @@ class ChatScreen(Screen[None]):
         self.prompt.focus()
         await self._begin()
         self.set_interval(TICK_S, self._tick)
-        # The first picture comes before any of this.
+
+    def on_show(self) -> None:
+        # It is laid out for the first time. Its first picture comes before any of this.
         self.call_after_refresh(self._start)
 
     async def _start(self) -> None:
@@ -115,6 +116,10 @@ class ChatScreen(Screen[None]):
             if self._ticks % TELEMETRY_TICKS == 0:
                 self.telemetry.poll()
             await self.answering.drain()
+            # A dialog may hold the store that the conversation has now.
+            if self.is_current and self.conversation.catch_up():
+                await self._renumber()
+                await self.say("saved again, with all that was said meanwhile")
 
     def on_resize(self) -> None:
         self.telemetry.fit()
@@ -249,12 +254,16 @@ class ChatScreen(Screen[None]):
         await self.show_session(None)
 
     def action_help(self) -> None:
+        from ui.screens.help import HelpScreen
+
         self.app.push_screen(HelpScreen(self.chat_app.help_groups(self.focused, self.commands)))
 
     def action_palette(self) -> None:
         self.app.action_command_palette()
 
     def action_sessions(self, query: str = "") -> None:
+        from ui.screens.sessions import SessionsScreen
+
         current = self.conversation.session.id if self.conversation.session else None
         screen = SessionsScreen(self.conversation.store, query, current)
 
@@ -344,6 +353,7 @@ class ChatScreen(Screen[None]):
             self._left = True
             try:
                 self.answering.keep_on_quit()
+                self.conversation.catch_up(patient=True)
             except FinemoeError:
                 pass  # That nothing can be saved was told.
             keep_draft(self.prompt.whole)
@@ -370,18 +380,18 @@ class ChatScreen(Screen[None]):
             await self.say(warning, "warning")
 
     def _unsaved(self, error: FinemoeError) -> None:
+        until = "any more" if isinstance(error, DamagedFile) else "while that lasts, and all of it after that"
         self._add_notice(
-            Notice(f"{error.message}\nthe chat goes on, and nothing is saved any more: /export keeps it", "warning")
+            Notice(
+                f"{error.message}\nthe chat goes on; nothing is saved {until}. /export keeps it elsewhere",
+                "warning",
+            )
         )
-        self.call_later(self._show_again)
+        self.call_later(self._renumber)
 
-    async def _show_again(self) -> None:
-        """After the conversation has moved into memory: its messages have other ids, its versions are gone."""
-        if not self.answering.busy:
-            notices = [Notice(old.text, "warning") for old in self.transcript.query(Notice)]
-            await self.transcript.show(self.conversation.branch)
-            for notice in notices:
-                await self.transcript.add(notice)
+    async def _renumber(self) -> None:
+        """After the conversation has moved: its messages have other ids, and other versions may be there."""
+        await self.transcript.renumber(self.conversation.id_of)
         self.refresh_state()
 
     def _add_notice(self, notice: Notice) -> None:

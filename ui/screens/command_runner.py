@@ -16,7 +16,6 @@ from profiles.models import DEMO, pulled_models
 from profiles.settings import check_setting
 from profiles.store import list_profiles, profile_names
 from ui.chat.commands import SAMPLING, Command, Commands, code_blocks
-from ui.screens.profiles import ProfilesScreen, offer
 from ui.screens.telemetry import recordings
 from ui.sessions import export_json, export_markdown
 
@@ -55,6 +54,8 @@ class CommandRunner:
 
     def choose_profile(self) -> None:
         """F4."""
+        from ui.screens.profiles import ProfilesScreen, offer
+
         screen, room = self._screen, self._screen.room
         frame, machine = screen.telemetry.frame, screen.chat_app.machine_bytes()
         offers = [offer(profile, frame, machine) for profile in list_profiles().profiles]

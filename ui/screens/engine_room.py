@@ -13,7 +13,6 @@ from profiles.budget import Budget
 from profiles.store import load_profile
 from ui.chat.engine import EngineDriver, State
 from ui.chat.setup import ChatSetup
-from ui.progress import stage_words
 
 if TYPE_CHECKING:
     from ui.screens.chat import ChatScreen
@@ -62,7 +61,7 @@ class EngineRoom:
         """What it is doing, in a few words: ``loading the model 40 %``."""
         if self.loading:
             stage, done, total = self._preparing or self.driver.progress or ("start", 0, 0)
-            words = "starting the engine" if stage == "start" else stage_words(stage)
+            words = "starting the engine" if stage == "start" else _stage_words(stage)
             return f"{words} {done / total:.0%}" if total else words
         if self.failed or self.driver.state in (State.OFF, State.GONE):
             return "no engine"
@@ -163,3 +162,9 @@ class EngineRoom:
     def _gone(self, reason: str) -> None:
         if not self._closing:
             self._screen.engine_gone(reason)
+
+
+def _stage_words(stage: str) -> str:
+    from ui.progress import stage_words  # It can draw bars, too, with all that this takes.
+
+    return stage_words(stage)

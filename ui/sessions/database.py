@@ -47,6 +47,7 @@ class Database:
         """
         self.path = path
         self._lock = threading.RLock()
+        self._timeout = timeout
         if path is not None:
             ensure_folder(path.parent)
             _create_private(path)
@@ -74,17 +75,25 @@ class Database:
             yield connection
 
     @contextmanager
-    def writing(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+    def writing(self, *, durable: bool = True, patient: bool = True) -> Iterator[sqlite3.Connection]:
         """A transaction that writes, whole or not at all.
 
         Args:
             durable: Wait until it is on the disk.
+            patient: Wait for another process that writes, up to the timeout.
 
         Raises:
             StorageError: The file cannot be written; it is as it was before.
         """
-        with self._transaction("BEGIN IMMEDIATE", "FULL" if durable else "NORMAL") as connection:
-            yield connection
+        with self._lock:
+            if not patient:
+                self._connection.execute("PRAGMA busy_timeout = 0")
+            try:
+                with self._transaction("BEGIN IMMEDIATE", "FULL" if durable else "NORMAL") as connection:
+                    yield connection
+            finally:
+                if not patient:
+                    self._connection.execute(f"PRAGMA busy_timeout = {int(self._timeout * 1000)}")
 
     def close(self) -> None:
         """Closes the connection; closing it again does nothing."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 from offload.errors import ConfigError, SessionNotFound
 from profiles.paths import unwritable
 from ui.sessions import owners, search
+from ui.sessions.catch_up import Copies, write_down
 from ui.sessions.database import Database, set_aside
 from ui.sessions.records import FINISH_REASONS, Hit, Message, Session
 from ui.sessions.rows import (
@@ -343,6 +344,20 @@ class SessionStore:
                 if name is not None:
                     owners.forget(path, name)
             return recovered
+
+    def take_over(self, other: SessionStore, known: Copies, *, patient: bool = True) -> Copies:
+        """Writes down all that ``other`` has, whole or not at all: what was in memory while this was not writable.
+
+        Args:
+            known: What of it was here before.
+            patient: Wait for another process that writes.
+
+        Returns:
+            Where all of it is now.
+        """
+        kept = [(session, other.messages(session.id)) for session in reversed(other.sessions())]
+        with self._database.writing(patient=patient) as connection:
+            return write_down(connection, kept, known, self._owner_name)
 
     def close(self) -> None:
         """Closes the store; an answer that it is still writing is marked as interrupted."""

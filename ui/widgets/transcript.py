@@ -6,6 +6,7 @@ Those that are far away by then are let go of: neither memory nor the time of a 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
@@ -33,6 +34,7 @@ class Transcript(VerticalScroll, can_focus=False):
         self._branch: list[Message] = []
         self._first = self._end = 0  # The messages that are widgets.
         self._loading = False
+        self._left_out: set[int] = set()  # Ids of messages that are not sent.
 
     def compose(self) -> ComposeResult:
         yield self._welcome
@@ -100,10 +102,29 @@ class Transcript(VerticalScroll, can_focus=False):
             self._end = len(self._branch)
 
     def mark_left_out(self, first: int) -> None:
-        """Dims what is not sent to the model: everything before message number ``first``."""
-        out = {message.id for message in self._branch[:first]}
+        """Dims what is not sent to the model, also where it is scrolled to later.
+
+        Args:
+            first: How many messages that is. Replies of which there is nothing are never sent, and do not count.
+        """
+        said = [place for place, message in enumerate(self._branch) if message.content]
+        before = said[first] if first < len(said) else len(self._branch)
+        self._left_out = {message.id for message in self._branch[: before if first else 0]}
         for turn in self.turns:
-            turn.set_class(turn.message is not None and turn.message.id in out, "-left-out")
+            turn.set_class(turn.message is not None and turn.message.id in self._left_out, "-left-out")
+
+    async def renumber(self, id_of: Callable[[int], int]) -> None:
+        """After messages have got other ids, and may have more or fewer versions."""
+        self._branch = [replace(message, id=id_of(message.id)) for message in self._branch]
+        self._left_out = {id_of(number) for number in self._left_out}
+        for turn in self.turns:
+            if turn.message is None:
+                continue
+            turn.message = replace(turn.message, id=id_of(turn.message.id))
+            versions = self._versions(turn.message.id)
+            if versions != turn.versions:
+                turn.versions = versions
+                await turn.recompose()
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
         """Scrolled to where its widgets begin or end, it gets more messages."""
@@ -197,4 +218,5 @@ class Transcript(VerticalScroll, can_focus=False):
 
     def _widget(self, message: Message) -> Turn:
         kind = UserTurn if message.role == "user" else ReplyTurn
-        return kind(message, self._versions(message.id))
+        turn = kind(message, self._versions(message.id))
+        return turn.set_class(message.id in self._left_out, "-left-out")

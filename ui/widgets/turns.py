@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -17,7 +17,9 @@ from ui.chat.keymap import MESSAGE_KEYS
 from ui.sessions import Message
 from ui.stats import status_line
 from ui.text import without_controls
-from ui.widgets.markdown import MarkdownWriter, ReplyMarkdown
+
+if TYPE_CHECKING:
+    from ui.widgets.markdown import MarkdownWriter
 
 SHOWN_LINES = 30
 SHOWN_CHARACTERS = 6_000
@@ -129,7 +131,10 @@ class ReplyTurn(Turn):
         return "".join(self._pieces) if self._pieces else super().text
 
     def compose(self) -> ComposeResult:
-        yield ReplyMarkdown(without_controls(super().text))
+        from ui.widgets.markdown import ReplyMarkdown  # An empty chat has its first picture sooner.
+
+        self._first_part = ReplyMarkdown(without_controls(super().text))
+        yield self._first_part
         yield Static(self._status_of_message(), classes="status", markup=False)
 
     @property
@@ -157,11 +162,17 @@ class ReplyTurn(Turn):
                 return ""
             text, self._new = "".join(self._new), []
             if text:
-                if self._writer is None:
-                    self._writer = MarkdownWriter(self, self.query_one(ReplyMarkdown))
-                await self._writer.write(without_controls(text))
+                await self._written().write(without_controls(text))
             self._show_speed(tokens, note)
             return text
+
+    def _written(self) -> MarkdownWriter:
+        """What writes the reply."""
+        if self._writer is None:
+            from ui.widgets.markdown import MarkdownWriter
+
+            self._writer = MarkdownWriter(self, self._first_part)
+        return self._writer
 
     def _show_speed(self, tokens: int, note: str) -> None:
         now = time.monotonic()
@@ -178,16 +189,14 @@ class ReplyTurn(Turn):
             self._done = True
             self.message, self.versions = message, versions
             self._pieces, self._new = [], []
-            drawn = self._writer.whole if self._writer is not None else ""
-            if self._writer is None:
-                self._writer = MarkdownWriter(self, self.query_one(ReplyMarkdown))
-            if without_controls(text).startswith(drawn):
-                await self._writer.write(without_controls(text)[len(drawn) :])
-                await self._writer.close()
+            writer, whole = self._written(), without_controls(text)
+            if whole.startswith(writer.whole):
+                await writer.write(whole[len(writer.whole) :])
+                await writer.close()
             else:  # It is not what came: the engine has the last word.
-                await self._writer.close()
-                await self.query(ReplyMarkdown).exclude(":first-child").remove()
-                await self.query_one(ReplyMarkdown).update(without_controls(text))
+                await writer.close()
+                await self.query("ReplyMarkdown").exclude(":first-child").remove()
+                await self._first_part.update(whole)
             self._writer = None
             self._waiting = "" if message else "stopped before the first word"
             self._show_status(self._status_of_message(), layout=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from textual.app import App
 
 from offload.service.messages import Failed
 from profiles.paths import sessions_file
 from tests.support.scripted_engine import Script
+from ui.screens.chat import ChatScreen
 from ui.sessions import SessionStore
 from ui.widgets.turns import Notice
 
@@ -38,6 +40,25 @@ def test_a_question_and_its_reply_are_shown_and_kept(run_chat):
         assert reply.stats["tokens_per_s"] == 10.2
         assert reply.stats["profile"] == "balanced"
         assert reply.stats["first_record"] == 0
+
+
+def test_the_engine_starts_when_the_first_picture_is_there(run_chat, monkeypatch, tmp_path):
+    pictures, display = [], App._display
+
+    def displayed(app, screen, picture):
+        if picture is not None and not app._batch_count:
+            pictures.append(type(screen))
+        display(app, screen, picture)
+
+    def have_model(name, progress):
+        assert ChatScreen in pictures
+        return tmp_path
+
+    async def flow(chat):
+        await chat.sees("Ask anything", "● ready")
+
+    monkeypatch.setattr(App, "_display", displayed)
+    run_chat(flow, find_model=have_model)
 
 
 def test_text_is_saved_while_it_comes(run_chat):

@@ -108,6 +108,12 @@ def test_what_does_not_fit_is_left_out_and_it_is_said_which(run_chat):
         assert sum(4 + len(message["content"].split()) for message in messages) < 100
         await chat.send("word " * 200)
         await chat.sees("the message is too long", "try again")
+        transcript = chat.screen.transcript
+        await transcript.load_for(0)
+        dimmed = [turn.text for turn in transcript.turns if turn.has_class("-left-out")]
+        assert dimmed == [f"message {number}" for number in range(40 - len(messages) + 1)]
+        await chat.screen.show_session(chat.screen.conversation.session.id)
+        assert not any(turn.has_class("-left-out") for turn in transcript.turns)
 
     fill(run_chat.database, 40)
     run_chat(flow, Script(context=100), resume=True, flags={"max_new_tokens": "20"})

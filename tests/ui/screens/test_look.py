@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
 import sys
 from contextlib import nullcontext
+
+import pytest
 
 from profiles.config_file import config_file
 from tests.support.scripted_engine import Script
@@ -162,6 +165,22 @@ def test_an_editor(run_chat, monkeypatch, tmp_path):
     run_chat(flow)
 
 
+LOCKS = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute(sys.argv[2])
+if connection.in_transaction:
+    print("locked", flush=True)
+else:
+    sys.stdin.readline()
+    connection.execute("BEGIN IMMEDIATE")
+    print("locked", flush=True)
+sys.stdin.readline()
+connection.execute("ROLLBACK")
+print("let go", flush=True)
+"""
+
+
 def test_damaged_sessions_are_put_aside(run_chat):
     async def left_alone(chat):
         await chat.sees("The sessions are damaged", "put it aside", "chat without saving")
@@ -193,7 +212,7 @@ def test_a_disk_that_fills_up(run_chat):
         (pages,) = connection.execute("PRAGMA page_count").fetchone()
         connection.execute(f"PRAGMA max_page_count = {pages}")
         await chat.ask("Second " + "word " * 5000)
-        await chat.sees("nothing is saved any more")
+        await chat.sees("nothing is saved while that lasts")
         await chat.ask("Third")
         assert [who for who, _ in chat.turns] == ["user", "reply"] * 3
         assert sum("nothing is saved" in note for note in chat.notes) == 1
@@ -220,3 +239,53 @@ def test_sessions_locked_by_somebody_else(run_chat):
     run_chat(flow)
     other.execute("ROLLBACK")
     other.close()
+
+
+@pytest.mark.parametrize(
+    "begin", ["PRAGMA journal_mode = WAL", "BEGIN EXCLUSIVE"], ids=["during", "from the start"]
+)
+def test_a_lock_of_seconds_loses_nothing(run_chat, begin):
+    """Another process has the file, from before the chat or from its first reply on, and lets it go at a line."""
+    run_chat.database.parent.mkdir(parents=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", LOCKS, str(run_chat.database), begin],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    if "EXCLUSIVE" in begin:
+        assert holder.stdout.readline() == "locked\n"
+
+    def line(said):
+        holder.stdin.write("\n")
+        holder.stdin.flush()
+        assert holder.stdout.readline() == said
+
+    async def flow(chat):
+        if "EXCLUSIVE" not in begin:
+            await chat.ask("First")
+            line("locked\n")
+        await chat.send("Second")
+        await chat.until(lambda: chat.script.told_of("chat"))
+        await chat.sees("not saved")
+        assert "is locked by another process" in chat.notes[0]
+        await chat.pilot.pause(2.5)
+        await chat.ask("Third")
+        assert sum("nothing is saved" in note for note in chat.notes) == 1
+        line("let go\n")
+        await chat.sees("saved again")
+        assert "not saved" not in chat.shown
+        await chat.ask("Fourth")
+        said = [text for _, text in chat.turns]
+        assert said[-4::2] == ["Third", "Fourth"]
+        assert [content for _, content, _ in chat.branch] == said
+        assert len(chat.notes) == 2
+        await chat.pilot.press("ctrl+r")
+        await chat.until(lambda: chat.turn(-1).versions == (2, 2))
+
+    try:
+        run_chat(flow)
+    finally:
+        holder.kill()
+        holder.communicate()

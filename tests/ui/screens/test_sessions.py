@@ -112,3 +112,17 @@ class Embedder:
 
     def close(self):
         self.closed = True
+
+
+@pytest.mark.parametrize("size", [(80, 24), (60, 20)], ids=str)
+def test_keys_are_said_below_many_hits(run_chat, size):
+    async def flow(chat):
+        await chat.pilot.press("ctrl+o")
+        await chat.pilot.press(*"river")
+        await chat.sees("a river number", "Enter: open", "Esc: back")
+
+    with SessionStore.open(run_chat.database) as store:
+        session = store.create("rivers")
+        for number in range(30):
+            store.add(session.id, None, "user", f"a river number {number} " + "and more of the same " * 9)
+    run_chat(flow, size=size)

@@ -16,6 +16,7 @@ from offload.errors import ConfigError, FinemoeError, NotFound
 from profiles.environment import prepare_process
 
 app = typer.Typer(
+    name="eval",
     rich_markup_mode="rich",
     epilog="""
 [bold]Examples[/]
