@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finemoe_cli.output import Output, StdoutClosed
 from finemoe_cli.signals import interrupts
+from offload.telemetry.log import logger
 from profiles.settings import Resolved
 from ui.stream import StreamPrinter
 
@@ -18,11 +21,33 @@ Messages = Sequence[dict[str, str]]
 
 
 def open_engine(folder: Path, resolved: Resolved, output: Output) -> Engine:
-    """The model in ``folder``, opened with the settings in force."""
-    with output.progress(transient=True, lines=False) as progress:
+    """The model in ``folder``, opened with the settings in force; what of it cannot be used is told."""
+    with _log_told(output), output.progress(transient=True, lines=False) as progress:
         from offload import Engine
 
         return Engine(resolved.engine_config(folder), progress)
+
+
+@contextmanager
+def _log_told(output: Output) -> Iterator[None]:
+    """What the engine logs within the block is told behind it, where no progress bar is."""
+    kept = _Kept(logging.WARNING)
+    logger.addHandler(kept)
+    try:
+        yield
+    finally:
+        logger.removeHandler(kept)
+    for message in kept.messages:
+        output.warn(message)
+
+
+class _Kept(logging.Handler):
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
 
 
 def answer(

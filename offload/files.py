@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -65,6 +66,19 @@ def disk_is_full(error: OSError) -> bool:
     return error.errno in _FULL
 
 
+def check_writable(what: str, target: Path) -> None:
+    """Make sure that there can be a file at ``target``, for those whose work takes long before they write it.
+
+    Raises:
+        StorageError: There cannot: ``what`` cannot be written to it.
+    """
+    with storage_errors(what, target):
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=target.absolute().parent):
+            pass
+
+
 @contextmanager
 def storage_errors(what: str, target: Path) -> Iterator[None]:
     """Turns the system's failures within the block into one line: ``what`` cannot be written to ``target``.
@@ -77,6 +91,8 @@ def storage_errors(what: str, target: Path) -> Iterator[None]:
     except OSError as error:
         if disk_is_full(error):
             hint = "free some space, or choose a folder on another disk"
+        elif error.errno == errno.EISDIR:
+            hint = "give the name of a file in it"
         else:
             hint = "choose a folder that can be written"
         raise StorageError(f"{what} cannot be written to {target}: {error.strerror or error}", hint) from error

@@ -145,7 +145,7 @@ def unwritable(path: Path, error: OSError) -> StorageError:
             hint = f"set {variable} to a folder that you can write to"
             break
     else:
-        hint = ""
+        hint = "choose a folder that can be written"
     return StorageError(f"cannot write to {path}: {error.strerror or error}", hint)
 
 

@@ -87,18 +87,16 @@ def build(
 
     Maps are added to those that are there; predictors are fitted anew from all of the traces together.
     """
+    from finemoe_cli.trace_opening import open_trace
+    from offload.policy.maps import StoreModel
     from offload.policy.maps.iteration import iterations
-    from offload.policy.maps.shelf import StoreModel
     from offload.policy.probe_fitting import TooLittle
-    from offload.trace.file import Trace
 
     output = Output(as_json=as_json, quiet=quiet)
     built = []
     learners: dict[str, tuple[TraceModel, list[Path]]] = {}
     for path in traces:
-        with Trace.open(path) as trace:
-            if trace.warning:
-                output.warn(trace.warning)
+        with open_trace(path, output) as trace:
             known = trace.model
             if not known.fingerprint:
                 raise TraceError(f"{path} does not say of which model it is", "record it again")
@@ -283,7 +281,7 @@ def _folders() -> list[Path]:
 def _facts(folder: Path) -> dict[str, Any]:
     """What ``info`` says of a model's folder; of files that cannot be used, the reason."""
     from offload.policy.maps import MapStore
-    from offload.policy.maps.store import FILE_NAME
+    from offload.policy.maps.file import FILE_NAME
 
     facts: dict[str, Any] = {
         "model": "",

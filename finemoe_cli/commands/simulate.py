@@ -24,6 +24,7 @@ from finemoe_cli.simulation_arguments import (
     simulated_policies,
 )
 from offload.errors import ConfigError
+from offload.files import check_writable
 from profiles.environment import prepare_process
 from profiles.files import write_atomically
 from profiles.paths import simulations_dir
@@ -189,6 +190,11 @@ def simulate(
         learnt, orders_of = simulation.split_requests(
             [trace.entries for trace in traces], part, orders, seed, replay
         )
+        with output.waiting("making the policies"):
+            import offload.policy.kernels.gates  # noqa: F401  Compiled here, once, and not by every process.
+
+            for name, parameters in given.items():  # Before anything is learnt, which may take long.
+                simulation.check_policy_options(name, model, Knowledge(), parameters)
         with output.progress(transient=True, lines=False) as bars:
             tell = bars or _nobody
             timings, timed = _timings(traces, ratios, tell)
@@ -207,8 +213,6 @@ def simulate(
         slots: dict[str, list[int]] = {}
         taken: dict[str, int] = {}
         with output.waiting("making the policies"):
-            import offload.policy.kernels.gates  # noqa: F401  Compiled here, once, and not by every process.
-
             for name in names:
                 said = simulation.check_policy_options(name, model, known, given.get(name, {}))
                 notes += [f"{name}: {said}"] if said else []
@@ -265,12 +269,10 @@ def simulate(
 
 
 def _open(files: Sequence[Path], stack: ExitStack, output: Output) -> list[Trace]:
-    from offload.trace.file import Trace
+    from finemoe_cli.trace_opening import open_trace
 
-    traces = [stack.enter_context(Trace.open(path)) for path in files]
+    traces = [stack.enter_context(open_trace(path, output)) for path in files]
     for trace in traces:
-        if trace.warning:
-            output.warn(trace.warning)
         trace.check_model(traces[0].model.fingerprint)
     return traces
 
@@ -374,6 +376,7 @@ def _check_targets(paths: Sequence[Path], figure: Path | None, *, force: bool) -
             raise ConfigError(f"{path} is there already", "choose another name, or say --force")
         if not path.absolute().parent.is_dir():
             raise ConfigError(f"there is no folder {path.absolute().parent}", "make it, or choose another place")
+        check_writable("the results", path)
 
 
 def _count(number: int, what: str) -> str:

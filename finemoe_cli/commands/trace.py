@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Sequence
 from enum import StrEnum
@@ -12,6 +11,7 @@ from typing import Annotated
 import typer
 
 from finemoe_cli import options
+from finemoe_cli.answering import open_engine
 from finemoe_cli.datasets.conversation import Conversation
 from finemoe_cli.datasets.reader import read_prompts
 from finemoe_cli.datasets.sample import load_sample
@@ -20,8 +20,9 @@ from finemoe_cli.models import ensure_model
 from finemoe_cli.output import Output
 from finemoe_cli.signals import interrupts
 from offload.errors import ConfigError
-from offload.files import storage_errors
+from offload.files import check_writable
 from offload.models.spec import read_spec
+from offload.trace.claim import check_not_being_recorded
 from offload.units import format_bytes
 from profiles.environment import prepare_process
 from profiles.settings import resolve
@@ -121,19 +122,18 @@ def record(
     )
     if out.exists() and not force:
         raise ConfigError(f"{out} is there already", "choose another name, or say --force")
-    with storage_errors("the trace", out), tempfile.TemporaryFile(dir=out.parent):
-        pass  # Before the model is opened, which takes its time.
+    check_writable("the trace", out)  # Before the model is opened, which takes its time.
+    if force:
+        check_not_being_recorded(out)
     conversations = _conversations(prompts, dataset, limit, output)
     folder = ensure_model(resolved.settings.model, output)
     read_spec(folder)  # What cannot be run is said before torch is imported.
     for warning in prepare_process():
         output.warn(warning)
-    with output.progress(transient=True, lines=False) as bars:
-        from finemoe_cli.recording import Recording
-        from finemoe_cli.recording import record as record_to
-        from offload import Engine
+    engine = open_engine(folder, resolved, output)
+    from finemoe_cli.recording import Recording
+    from finemoe_cli.recording import record as record_to
 
-        engine = Engine(resolved.engine_config(folder), bars)
     what = Recording(
         conversations=conversations,
         dataset=dataset or (prompts.name if prompts else "sample"),
@@ -188,14 +188,11 @@ def info(
 ) -> None:
     """Show what a trace holds, and what its routing is like."""
     from finemoe_cli.trace_info import trace_info, trace_table
-    from offload.trace.file import Trace
+    from finemoe_cli.trace_opening import open_trace
 
     output = Output(as_json=as_json, quiet=quiet)
-    with Trace.open(file) as trace:
-        if trace.warning:
-            output.warn(trace.warning)
-        with output.waiting("reading the trace"):
-            facts = trace_info(trace, routing=routing)
+    with open_trace(file, output) as trace, output.waiting("reading the trace"):
+        facts = trace_info(trace, routing=routing)
     if as_json:
         output.json(facts)
     else:
@@ -212,18 +209,13 @@ def export(
 ) -> None:
     """Write a trace out as a table, one row for each expert that a token chose in a layer."""
     from finemoe_cli.trace_export import export as export_to
-    from offload.trace.file import Trace
+    from finemoe_cli.trace_opening import open_trace
 
     output = Output(quiet=quiet)
     if out.exists() and not force:
         raise ConfigError(f"{out} is there already", "choose another name, or say --force")
-    with Trace.open(file) as trace:
-        if trace.warning:
-            output.warn(trace.warning)
-        with output.progress() as bars:
-            rows = export_to(
-                trace, form.value, out, lambda done: bars("export", done, len(trace)) if bars else None
-            )
+    with open_trace(file, output) as trace, output.progress() as bars:
+        rows = export_to(trace, form.value, out, lambda done: bars("export", done, len(trace)) if bars else None)
     output.note(f"{rows:,} rows, {format_bytes(out.stat().st_size)}")
     output.line(str(out))
 

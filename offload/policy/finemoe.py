@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from offload.memory.residency import ABSENT, LOADING
 from offload.policy.base import Blind, Decision, Fetch, Surroundings
+from offload.policy.maps.file import StoreModel
 from offload.policy.maps.predictors import ByHitCounts, ByMaps, BySpeculation, Predictor
-from offload.policy.maps.shelf import DISTANCE, StoreModel
-from offload.policy.maps.store import CAPACITY, Floats, MapStore
+from offload.policy.maps.store import CAPACITY, DISTANCE, Floats, MapStore
 from offload.policy.options import whole_option
 from offload.telemetry.routing import ForwardPass, Routing
 

@@ -130,7 +130,8 @@ def save_learnt(root: Path, shape: Shape, policy: Policy) -> None:
     """Keep what `policy` has learnt in this process, for the next one.
 
     Raises:
-        StorageError, KnowledgeError: It cannot be written.
+        StorageError: It cannot be written.
+        KnowledgeError: What is there is of a newer version, or cannot be put together with it.
     """
     past = getattr(policy, "past", None)
     if past is not None:
@@ -147,6 +148,7 @@ def save_probes(path: Path, shape: Shape, probes: Probes) -> None:
 
     Raises:
         StorageError: The file cannot be written.
+        KnowledgeError: The one that is there is of a newer version.
     """
     _save(path, "probes", shape, probes.arrays())
 
@@ -182,6 +184,7 @@ def load_past(path: Path, shape: Shape) -> NDArray[np.float32] | None:
 
 def _save(path: Path, kind: str, shape: Shape, arrays: Mapping[str, NDArray[Any]]) -> None:
     with learnt_file.writing(path):
+        learnt_file.check_not_newer(path)
         learnt_file.write(path, kind, {"fingerprint": shape.fingerprint, "model": shape.name}, arrays)
 
 

@@ -24,7 +24,8 @@ from offload.errors import KnowledgeError
 from offload.files import locked, storage_errors, sync_folder
 
 VERSION = 1
-_CLEAR = "delete it: finemoe maps clear"
+_AGAIN = "learn or export it again; finemoe maps clear deletes what is kept of a model"
+_NEWER = "use the finemoe that wrote it, or a newer one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +48,14 @@ def read(path: Path, kind: str) -> Content:
             metadata = tensors.metadata() or {}
             if metadata.get("kind") != f"finemoe {kind}":
                 raise KnowledgeError(f"{path} is no file of finemoe's {kind}", "choose another file")
-            version = metadata.get("version", "")
-            if not version.isdecimal():
+            if not metadata.get("version", "").isdecimal():
                 raise damaged(path, "it has no version")
-            if int(version) > VERSION:
-                raise KnowledgeError(
-                    f"{path} has version {version} of the format, and this finemoe knows {VERSION}",
-                    "use the finemoe that wrote it, or a newer one",
-                )
+            if int(metadata["version"]) > VERSION:
+                raise _newer(path, metadata["version"])
             arrays = {name: tensors.get_tensor(name) for name in sorted(tensors.keys())}
             text = metadata.get("facts", "")
     except FileNotFoundError as error:
-        raise KnowledgeError(f"there is no file {path}") from error
+        raise KnowledgeError(f"there is no file {path}", "see what there is: finemoe maps info") from error
     except OSError as error:
         raise KnowledgeError(f"{path} cannot be read: {error.strerror or error}") from error
     except SafetensorError as error:
@@ -66,6 +63,21 @@ def read(path: Path, kind: str) -> Content:
     if metadata.get("checksum") != _checksum(kind, text, arrays):
         raise damaged(path, "it does not have its checksum")
     return Content(json.loads(text), arrays)
+
+
+def check_not_newer(path: Path) -> None:
+    """Make sure that the file at `path`, if there is one, may be replaced: a newer finemoe's knows more than ours.
+
+    Raises:
+        KnowledgeError: It is of a newer version.
+    """
+    try:
+        with safe_open(path, framework="np") as tensors:
+            version = (tensors.metadata() or {}).get("version", "")
+    except (OSError, SafetensorError):
+        return
+    if version.isdecimal() and int(version) > VERSION:
+        raise _newer(path, version)
 
 
 def write(path: Path, kind: str, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -126,7 +138,11 @@ def remove(path: Path) -> None:
 
 def damaged(path: Path, why: str) -> KnowledgeError:
     """The error for a file that is not what was written."""
-    return KnowledgeError(f"{path} is damaged: {why}", _CLEAR)
+    return KnowledgeError(f"{path} is damaged: {why}", _AGAIN)
+
+
+def _newer(path: Path, version: str) -> KnowledgeError:
+    return KnowledgeError(f"{path} has version {version} of the format, and this finemoe knows {VERSION}", _NEWER)
 
 
 def _checksum(kind: str, facts: str, arrays: Mapping[str, NDArray[Any]]) -> str:

@@ -80,7 +80,8 @@ class Trace:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise TraceError(f"the trace {path} cannot be read: {error.strerror or error}") from error
+            hint = "finemoe trace record makes one" if isinstance(error, FileNotFoundError) else ""
+            raise TraceError(f"the trace {path} cannot be read: {error.strerror or error}", hint) from error
         try:
             return cls(path, descriptor, cache_bytes)
         except OSError as error:

@@ -6,6 +6,7 @@ import json
 import os
 import struct
 import zlib
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +31,7 @@ from offload.trace.blocks import (
     sealed,
     write_all,
 )
+from offload.trace.claim import being_made, claim_in_place, claim_new
 from offload.trace.codec import facts_of, pack_request, pack_routers
 from offload.trace.records import TraceModel, TraceRequest
 
@@ -52,25 +54,31 @@ class TraceWriter:
             replace: Put it in the place of a file that is there; who reads that one goes on reading it.
 
         Raises:
-            TraceError: There is a file at `path`.
-            StorageError: It cannot be written.
+            TraceError: There is a file at `path`, or another process is writing the one to replace.
+            StorageError: It cannot be written; what is to be replaced is still there.
         """
-        with storage_errors("the trace", path):
+        with storage_errors("the trace", path), ExitStack() as old:
+            begun = path
             if replace:
-                path.unlink(missing_ok=True)
-            try:
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-            except FileExistsError:
-                raise TraceError(f"{path} is there already", "choose another name, or say --force") from None
+                descriptor, replaced = claim_in_place(path)
+                if replaced is not None:
+                    old.callback(os.close, replaced)
+                    begun = being_made(path)
+            else:
+                try:
+                    descriptor = claim_new(path)
+                except FileExistsError:
+                    raise TraceError(f"{path} is there already", "choose another name, or say --force") from None
             writer = cls(path, descriptor, model)
             try:
                 writer._write(sealed(MAGIC + struct.pack("<I", VERSION)))
                 writer._write(block(HEADER, header_payload(model, header)))
                 if model.routers is not None:
                     writer._write(block(ROUTERS, pack_routers(model.routers)))
+                begun.replace(path)
             except BaseException:
                 os.close(descriptor)
-                path.unlink(missing_ok=True)
+                begun.unlink(missing_ok=True)
                 raise
         return writer
 

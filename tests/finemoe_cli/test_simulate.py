@@ -23,7 +23,7 @@ from finemoe_cli.simulation_arguments import simulated_policies
 from finemoe_cli.simulation_history import learn
 from finemoe_cli.simulation_report import METRICS
 from finemoe_cli.simulation_timing import calibrated
-from offload.errors import ConfigError, TraceError
+from offload.errors import ConfigError, StorageError, TraceError
 from offload.policy.knowledge import Knowledge, policy_bytes_of
 from offload.policy.probe_fitting import TooLittle
 from offload.telemetry.routing import Read
@@ -264,6 +264,8 @@ def test_options_reach_the_policy_and_demand_only_all(simulate: Callable[..., An
         ({"option": ["promoe.steps=2"]}, "policy promoe has no option 'steps'"),
         ({"option": ["promoe.stride=9"]}, "policy option stride is 9"),
         ({"option": ["belady.stride=1"]}, "policy belady has no options"),
+        ({"option": ["finemoe.capacity=0"]}, "policy option capacity is 0"),
+        ({"option": ["auto.nonesuch=1"]}, "policy auto has no option 'nonesuch'"),
         ({"figure": Path("picture.gif")}, "picture.gif is no name of a figure"),
         ({"csv": Path("nowhere/runs.csv")}, "there is no folder"),
     ],
@@ -273,10 +275,21 @@ def test_wrong_usage_is_said_before_anything_runs(
     short: Path, given: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(simulation, "run_grid", None)
+    monkeypatch.setattr(simulation_history, "learn", None)
     with pytest.raises(ConfigError) as raised:
-        command.simulate([short], history=False, quiet=True, **given)
+        command.simulate([short], quiet=True, **given)
     assert raised.value.message.startswith(message)
     assert raised.value.hint
+
+
+def test_what_cannot_be_written_is_said_before_anything_runs(
+    short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simulation_history, "learn", None)
+    for target, reason in ((Path("/proc/runs.csv"), "No such file"), (tmp_path, "Is a directory")):
+        with pytest.raises(StorageError, match=f"the results cannot be written to {target}: {reason}") as raised:
+            command.simulate([short], quiet=True, csv=target, force=True)
+        assert raised.value.hint
 
 
 def test_wrong_usage_is_one_line_and_exit_code_2(finemoe: Finemoe, short: Path) -> None:
@@ -293,12 +306,17 @@ def test_traces_that_cannot_be_used(
     Trace.write(empty, MODEL, TraceHeader(), [])
     cut = tmp_path / "cut.trace"
     cut.write_bytes(short.read_bytes()[: short.stat().st_size // 2])
+    with Trace.open(short) as whole:
+        first = whole.entries[0].offset
+    begun = tmp_path / "begun.trace"
+    begun.write_bytes(short.read_bytes()[: first + 9])
     stub = tmp_path / "stub.trace"
     stub.write_bytes(short.read_bytes()[:100])
     for files, message in (
         ((tmp_path / "none.trace",), "cannot be read: No such file"),
         ((short, other), "was recorded with other weights of synthetic, or with another model"),
         ((empty,), "there is no decoded token in the trace"),
+        ((begun,), "it has 0 requests that are complete"),
         ((stub,), "is cut off before its first request"),
     ):
         with pytest.raises(TraceError, match=message):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from finemoe_cli import trace_export
 from finemoe_cli.commands import trace as command
@@ -20,7 +21,7 @@ from finemoe_cli.datasets.sample import load_sample
 from finemoe_cli.output import Output
 from offload.errors import ConfigError
 from offload.telemetry.counters import Phase
-from offload.trace.file import Trace, TraceHeader
+from offload.trace.file import Trace, TraceHeader, TraceWriter
 from offload.trace.records import TraceModel
 from offload.trace.rows import COLUMNS, request_rows
 from offload.trace.statistics import ExpertShare, LayerRouting, RoutingStatistics, routing_statistics
@@ -148,6 +149,30 @@ def test_what_cannot_be_written_is_said_before_the_model_is_opened(finemoe, tiny
     assert (done.code, done.error) == (1, f"the trace cannot be written to {place}: No such file or directory")
 
 
+def test_what_another_records_is_not_replaced(finemoe, tiny, tmp_path):
+    path = tmp_path / "t.trace"
+    with TraceWriter.create(path, MODEL, TraceHeader()) as writer:
+        done = record(finemoe, tiny, "--force", "-o", str(path))
+        assert (done.code, done.error) == (1, f"another process is recording {path}")
+        assert "hint: wait until it is finished" in done.err
+        writer.append(REQUESTS[0])
+    with Trace.open(path) as trace:
+        assert len(trace) == 1
+
+
+def test_what_was_learnt_and_cannot_be_used_is_told(finemoe, tiny, prompts, tmp_path):
+    """Of another version: left as it is, and answered without."""
+    more = ["-n", "2", "--limit", "1", "--prompts", str(prompts), "--force", "-o", str(tmp_path / "t.trace")]
+    assert record(finemoe, tiny, *more).code == 0
+    (past,) = Path(finemoe.environment["FINEMOE_DATA_DIR"]).glob("knowledge/*/past.safetensors")
+    save_file(load_file(past), past, {"kind": "finemoe past", "version": "2"})
+    before = past.read_bytes()
+    done = record(finemoe, tiny, *more)
+    assert done.code == 0
+    assert f"warning: {past} has version 2 of the format, and this finemoe knows 1" in done.err.splitlines()
+    assert past.read_bytes() == before
+
+
 def test_info(finemoe, recorded):
     done = finemoe("trace", "info", str(recorded))
     assert (done.code, done.err) == (0, "")
@@ -171,6 +196,14 @@ def test_a_trace_that_was_cut_off(finemoe, recorded, tmp_path):
     done = finemoe("trace", "info", str(recorded), "--json")
     assert done.err == f"warning: {recorded} was not finished; it has 2 requests that are complete\n"
     assert done.json["warning"] == done.err.removeprefix("warning: ").rstrip()
+    recorded.write_bytes(recorded.read_bytes()[: end - 9])
+    with Trace.open(recorded) as trace:
+        first = trace.entries[0].offset
+    recorded.write_bytes(recorded.read_bytes()[: first + 9])
+    nothing = f"{recorded} was not finished; it has 0 requests that are complete"
+    done = finemoe("trace", "info", str(recorded))
+    assert (done.code, done.error) == (1, nothing)
+    assert "hint: record it again" in done.err
     recorded.write_bytes(recorded.read_bytes()[:50])
     assert finemoe("trace", "info", str(recorded)).error == f"{recorded} is cut off before its first request"
     assert finemoe("trace", "export", str(recorded), "-o", str(tmp_path / "x")).code == 1

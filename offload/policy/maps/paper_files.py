@@ -10,7 +10,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from offload.errors import KnowledgeError
-from offload.policy.maps.shelf import StoreModel
+from offload.policy.maps.file import StoreModel
 from offload.policy.maps.store import MapStore
 
 

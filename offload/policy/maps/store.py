@@ -7,6 +7,8 @@ one that it resembles most (FineMoE, EuroSys '26).
 
 from __future__ import annotations
 
+import hashlib
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,22 +16,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offload.errors import KnowledgeError
-from offload.policy import learnt_file as file
-from offload.policy.maps.shelf import (
-    DISTANCE,
+from offload.policy import learnt_file
+from offload.policy.maps.file import (
+    OTHER_MODEL,
     Halves,
-    Shelf,
+    StoreContent,
     StoreModel,
-    arrays_of,
-    check_fingerprint,
-    digest,
-    facts_of,
+    maps_file,
+    read_store,
+    write_store,
 )
 
 CAPACITY = 1000
 """Entries, unless something else is asked for; in the paper more gained little."""
-KIND = "maps"
-FILE_NAME = "maps.fmm"
+DISTANCE = 3
+"""Layers that predictions look ahead, unless something else is asked for."""
 
 _PIECE = 32_768
 """Numbers of a matrix that one product goes over: with more, OpenBLAS calls in threads, which spin while they wait
@@ -38,7 +39,7 @@ and take the cores from the lanes."""
 Floats = NDArray[np.float32]
 
 
-class MapStore(Shelf):
+class MapStore:
     """A bounded collection of expert maps with their embeddings.
 
     Numbers have the precision of float16, in which they are saved. In memory they are float32, as widening them
@@ -49,7 +50,9 @@ class MapStore(Shelf):
         capacity: Entries at most.
 
     Attributes:
+        created: When it was begun, ISO 8601 in UTC.
         distance: d of the redundancy; whoever predicts sets it.
+        ids: [C] uint64, a digest of each entry.
         embeddings: [C, H] float32, of length 1.
         maps: [L, C, E] float32, so that what one layer's search reads is in one piece.
         scales: [L, C] float32, 1 / length of each map's rows 0..l taken as one vector.
@@ -57,11 +60,20 @@ class MapStore(Shelf):
 
     def __init__(self, model: StoreModel, capacity: int = CAPACITY) -> None:
         layers, experts = model.layers, model.experts
-        super().__init__(model, capacity)
+        self.model = model
+        self.capacity = capacity
+        self.created = datetime.now(UTC).isoformat(timespec="seconds")
         self.distance = DISTANCE
+        self.ids: NDArray[np.uint64] = np.zeros(capacity, np.uint64)
         self.embeddings: Floats = np.zeros((capacity, model.hidden), np.float32)
         self.maps: Floats = np.zeros((layers, capacity, experts), np.float32)
         self.scales: Floats = np.zeros((layers, capacity), np.float32)
+        self._size = 0
+        self._known: dict[int, int] = {}  # id -> its entry
+        self._saved: set[int] = set()  # ids that are in the file, as far as known here
+
+    def __len__(self) -> int:
+        return self._size
 
     @property
     def memory_bytes(self) -> int:
@@ -133,22 +145,59 @@ class MapStore(Shelf):
         Raises:
             KnowledgeError: There is none, or it cannot be used; the message says why.
         """
-        content = file.read(path, KIND)
-        model, room, created = facts_of(content, path)
-        embeddings, maps = arrays_of(content, path, "embeddings", "maps")
-        expected = (len(embeddings), model.layers, model.experts)
-        if embeddings.shape[1:] != (model.hidden,) or maps.shape != expected:
-            raise file.damaged(path, f"maps {maps.shape} do not go with embeddings {embeddings.shape}")
-        check_fingerprint(model, fingerprint, path)
-        store = cls(model, max(1, room if capacity is None else capacity))
-        store.created = created
-        store._extend(embeddings, maps)
+        kept = read_store(path, fingerprint=fingerprint)
+        store = cls(kept.model, max(1, kept.capacity if capacity is None else capacity))
+        store.created = kept.created
+        store._extend(kept.embeddings, kept.maps)
         store._saved = set(store._known)
         return store
 
-    def _write(self, path: Path) -> None:
+    def save(self, path: Path) -> None:
+        """Write the store to a file, whole or not at all, together with what others have added meanwhile.
+
+        Under the file's lock: entries that another process put there since this one was loaded or last saved join
+        it first.
+
+        Raises:
+            KnowledgeError: The file that is there cannot be read, is of a newer version or of another model.
+            StorageError: It cannot be written. In both cases the file is as before.
+        """
+        with learnt_file.writing(path):
+            if path.exists():
+                there = type(self).load(path)
+                self._check_same(there)
+                self.created = min(self.created, there.created)
+                # What was in the file before and is not here any more was replaced here.
+                self._take(there, self._saved)
+            self.export(path)
+        self._saved = set(self._known)
+
+    def export(self, path: Path) -> None:
+        """Write the store to a file as it is, in the place of any that is there.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
         embeddings = self.embeddings[: self._size].astype(np.float16)
-        file.write(path, KIND, self._facts(), {"embeddings": embeddings, "maps": self._maps_by_entry()})
+        write_store(path, StoreContent(self.model, self.capacity, self.created, embeddings, self._maps_by_entry()))
+
+    def merge(self, other: MapStore) -> int:
+        """Add the entries of `other`; returns how many were new.
+
+        Raises:
+            KnowledgeError: It was learnt from another model.
+        """
+        self._check_same(other)
+        return self._take(other, set())
+
+    def _check_same(self, other: MapStore) -> None:
+        """Raise `KnowledgeError` if the two cannot be put together."""
+        if not self.model.is_same(other.model):
+            raise KnowledgeError(f"it was learnt from another model ({other.model.name or 'unknown'})", OTHER_MODEL)
+
+    def _take(self, other: MapStore, without: set[int]) -> int:
+        ids = other.ids[: len(other)].tolist()
+        return sum(number not in without and self._put(*other._entry(place)) for place, number in enumerate(ids))
 
     # Entries
 
@@ -162,7 +211,7 @@ class MapStore(Shelf):
 
     def _extend(self, embeddings: Halves, maps: Halves) -> None:
         """Add entries to an empty store: as many as there is room for at once, then one by one."""
-        ids = np.array([digest(*pair) for pair in zip(embeddings, maps, strict=True)], np.uint64)
+        ids = np.array([_digest(*pair) for pair in zip(embeddings, maps, strict=True)], np.uint64)
         first = np.sort(np.unique(ids, return_index=True)[1])  # an entry that is there twice counts once
         now, later = first[: self.capacity], first[self.capacity :]
         count = self._size = len(now)
@@ -177,16 +226,20 @@ class MapStore(Shelf):
 
     def _put(self, first: Halves, second: Halves, cosines: tuple[Floats, Floats] | None = None) -> bool:
         """As `add`, with the embedding [H] and the map [L, E] as they are kept."""
-        number = digest(first, second)
+        number = _digest(first, second)
         if number in self._known:
             return False
         wide = second.astype(np.float32)
-        place = self._free_place()
-        if place is None:
+        if self._size < self.capacity:
+            place = self._size
+            self._size += 1
+        else:
             place = self._most_redundant(
                 *(cosines or (self.semantic_cosines(first.astype(np.float32)), self.map_cosines(wide)))
             )
-        self._book(place, number)
+            self._known.pop(int(self.ids[place]), None)
+        self.ids[place] = number
+        self._known[number] = place
         self.embeddings[place] = first
         self.maps[:, place] = wide
         self.scales[:, place] = inverse(np.sqrt(np.cumsum(np.square(wide).sum(axis=1))))
@@ -200,11 +253,6 @@ class MapStore(Shelf):
 def memory_bytes(layers: int, experts: int, hidden: int, capacity: int = CAPACITY) -> int:
     """What a full store takes in memory."""
     return capacity * (4 * (layers * experts + hidden + layers) + 8)
-
-
-def maps_file(folder: Path, fingerprint: str) -> Path:
-    """Where in the folder of what was learnt the store of a model is."""
-    return folder / fingerprint[:16] / FILE_NAME
 
 
 def open_maps(folder: Path, model: StoreModel) -> tuple[MapStore, str]:
@@ -226,6 +274,12 @@ def open_maps(folder: Path, model: StoreModel) -> tuple[MapStore, str]:
     except OSError as error:
         return MapStore(model), f"begun without the expert maps: {path}: {error.strerror or error}"
     return MapStore(model), ""
+
+
+def _digest(embedding: Halves, expert_map: Halves) -> int:
+    """What tells one entry from another: 64 bits of its bytes."""
+    data = np.ascontiguousarray(embedding).tobytes() + np.ascontiguousarray(expert_map).tobytes()
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def multiply(matrix: Floats, vector: Floats, out: Floats) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from offload.config import POLICIES
 from offload.errors import KnowledgeError, StorageError
@@ -136,6 +137,25 @@ def test_what_cannot_be_used_is_left_out_and_said(tmp_path: Path, probes: Probes
     known = load_knowledge(tmp_path, SHAPE, "auto")
     assert known.probes is None
     assert says in known.note and "\n" not in known.note
+
+
+def test_what_a_newer_finemoe_has_learnt_is_not_replaced(tmp_path: Path, learnt: Auto, probes: Probes) -> None:
+    folder = knowledge_folder(tmp_path, SHAPE.fingerprint)
+    save_learnt(tmp_path, SHAPE, learnt)
+    save_probes(folder / PROBES_FILE, SHAPE, probes)
+    before = {}
+    for name in (PAST_FILE, PROBES_FILE):
+        save_file(load_file(folder / name), folder / name, {"kind": "finemoe past", "version": "2"})
+        before[name] = (folder / name).read_bytes()
+    with pytest.raises(KnowledgeError, match="has version 2 of the format, and this finemoe knows 1"):
+        save_learnt(tmp_path, SHAPE, learnt)
+    with pytest.raises(KnowledgeError, match="has version 2"):
+        save_probes(folder / PROBES_FILE, SHAPE, probes)
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    # A damaged one is worth nothing to anybody.
+    (folder / PAST_FILE).write_bytes(before[PAST_FILE][:-9])
+    save_learnt(tmp_path, SHAPE, learnt)
+    assert load_past(folder / PAST_FILE, SHAPE) is not None
 
 
 def test_a_past_of_another_shape_is_damaged(tmp_path: Path, learnt: Auto) -> None:
