@@ -275,7 +275,7 @@ def evaluate(
         "threads": threads,
         "lanes": lanes,
     }
-    plan = settle(all_asked(given, path), output)
+    plan = settle(all_asked(given, path, resumed=resume is not None), output)
     for warning in prepare_process():
         output.warn(warning)
     from finemoe_cli.evaluation.sitting import sit

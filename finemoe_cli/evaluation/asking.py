@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finemoe_cli.datasets.skipped import tell_skipped
-from finemoe_cli.evaluation.folder import RUN, read_run
+from finemoe_cli.evaluation.folder import RUN, anything_measured, read_run
 from finemoe_cli.evaluation.plan import DEFAULTS, Plan, make_plan
 from finemoe_cli.evaluation.prompts import HUB, SAMPLE
 from finemoe_cli.models import ensure_model
@@ -19,12 +19,20 @@ from profiles.settings import flag_name
 from ui.text import many
 
 
-def all_asked(given: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """All options: of a run that is at `path` already those it was begun with, which the given ones must equal."""
+def all_asked(given: Mapping[str, Any], path: Path, *, resumed: bool) -> dict[str, Any]:
+    """All options: of a run that is at `path` already those it was begun with, which the given ones must equal.
+
+    A run that ended before anything was measured binds nobody: the given ones take the place of its own.
+
+    Args:
+        resumed: Whether options that are not given are that run's in any case.
+    """
     said = {name: value for name, value in given.items() if value is not None}
     if not (path / RUN).exists():
         return dict(DEFAULTS) | said
     begun: dict[str, Any] = read_run(path)["config"]["asked"]
+    if not anything_measured(path):
+        return (begun if resumed else dict(DEFAULTS)) | said
     for name, value in said.items():
         if begun[name] != value:
             before = "without it" if begun[name] is None else f"with {begun[name]}"
@@ -49,7 +57,10 @@ def settle(asked: Mapping[str, Any], output: Output) -> Plan:
     source = f"{prompts.source} {prompts.path}".rstrip()
     seeds = f", of each of {len(plan.draws)} seeds" if len(plan.draws) > 1 else ""
     history, test = len(plan.draws[0].history), len(plan.draws[0].test)
-    output.note(f"prompts: {source}; {many(history, 'conversation')} to learn from, {test} to test with{seeds}")
+    learning = f"{many(history, 'conversation')} to learn from, {test} to test with"
+    if not history:
+        learning = f"{many(test, 'conversation')} to test with, and none to learn from before"
+    output.note(f"prompts: {source}; {learning}{seeds}")
     return plan
 
 

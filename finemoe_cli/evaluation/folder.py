@@ -8,6 +8,7 @@
     summary.json      what they come to
     report.md         the same for people, report.html with figures; combinations.csv and more for spreadsheets
     routing.npz       what the routers chose; routing/ has it of each request, until the run is complete
+    perplexity.tokens the text's token ids, int32 in the machine's order, until the run is complete
     engines.log       what the engines' processes said on stderr
     learnt/           what policies learned from the history, until the run is complete
 """
@@ -33,6 +34,7 @@ REQUESTS = "requests.jsonl"
 REPLAYED = "exact.jsonl"
 PERPLEXITY = "perplexity.jsonl"
 SUMMARY = "summary.json"
+TOKENS = "perplexity.tokens"
 LOG = "engines.log"
 LEARNT = "learnt"
 ROUTING = "routing.npz"
@@ -118,6 +120,14 @@ class RunFolder:
         """Where the routing of a turn of conversation `number` is kept until the run is complete."""
         return self.path / ROUTING_PARTS / f"{number:06}-{turn:03}.npz"
 
+    def begin_anew(self) -> None:
+        """Forget a run in which nothing was measured, with all that it prepared."""
+        for name in (LEARNT, ROUTING_PARTS):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        for name in (RUN, TOKENS):
+            (self.path / name).unlink(missing_ok=True)
+        self.run = None
+
     def drop_learnt(self) -> None:
         """The run is complete: what policies learned is not needed any more, and may be large."""
         shutil.rmtree(self.path / LEARNT, ignore_errors=True)
@@ -126,6 +136,16 @@ class RunFolder:
         """Every request so far, or what else is in the file of this name."""
         path = self.path / name
         return read_rows(path) if path.exists() else []
+
+
+def anything_measured(path: Path) -> bool:
+    """Whether the run in this folder has come to a row of anything.
+
+    Raises:
+        StorageError: One cannot be read.
+    """
+    kept = (path / name for name in (REQUESTS, REPLAYED, PERPLEXITY))
+    return any(read_rows(rows) for rows in kept if rows.exists())
 
 
 def is_last(row: Row) -> bool:

@@ -23,8 +23,6 @@ from offload.units import format_bytes
 
 WINDOW = 1024
 """Tokens in a window; fewer if the context is smaller."""
-TOKENS = "perplexity.tokens"
-"""File of a run's folder: token ids, int32 in the machine's order."""
 
 LARGEST = 8 << 20
 """Bytes of a text. It is turned into tokens as a whole, which takes some hundred bytes of memory for each."""

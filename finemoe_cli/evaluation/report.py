@@ -117,6 +117,9 @@ def report_md(summary: Mapping[str, Any]) -> str:
     source = f"{data['source']} {data['path']}".rstrip()
     note = f"\n**Not {data['dataset']}**: {data['note']}\n" if data["note"] else ""
     skipped = f"; skipped: {many(data['skipped_rows'], 'row')}" if data["skipped_rows"] else ""
+    learning = f"{data['history']} to learn from, {data['test']} to test with"
+    if not data["history"]:
+        learning = f"{data['test']} to test with, and none to learn from before"
     sampling = config["sampling"]
     how = "greedy" if sampling["temperature"] == 0 else f"temperature {sampling['temperature']}"
     parts = [
@@ -124,7 +127,7 @@ def report_md(summary: Mapping[str, Any]) -> str:
         markdown_table(
             ("", ""),
             [
-                ("prompts", f"{source}; {data['history']} to learn from, {data['test']} to test with{skipped}"),
+                ("prompts", f"{source}; {learning}{skipped}"),
                 ("answers", f"at most {sampling['max_new_tokens']} tokens, {how}, seed {config['asked']['seed']}"),
                 ("machine", _machine(last["machine"])),
                 ("versions", ", ".join(f"{name} {version}" for name, version in last["versions"].items())),

@@ -21,9 +21,9 @@ from finemoe_cli.datasets.conversation import Conversation
 from finemoe_cli.evaluation.arrivals import Clock, queued
 from finemoe_cli.evaluation.engines import EvalEngine, Progress
 from finemoe_cli.evaluation.exact import KEPT, RESIDENT, replays
-from finemoe_cli.evaluation.folder import LEARNT, LOG, PERPLEXITY, REPLAYED, Finished, Row, RunFolder
+from finemoe_cli.evaluation.folder import LEARNT, LOG, PERPLEXITY, REPLAYED, TOKENS, Finished, Row, RunFolder
 from finemoe_cli.evaluation.metrics import COUNTS, intervals
-from finemoe_cli.evaluation.perplexity import TOKENS, Window, count_tokens, read_window, windows
+from finemoe_cli.evaluation.perplexity import Window, count_tokens, read_window, windows
 from finemoe_cli.evaluation.plan import Combination, Plan
 from finemoe_cli.signals import interrupts
 from offload.errors import ContextOverflow, ExpertReadError, FinemoeError

@@ -12,8 +12,8 @@ from typing import Any
 from finemoe_cli.evaluation import surroundings
 from finemoe_cli.evaluation.breakdown import write_tables
 from finemoe_cli.evaluation.exact import check_room
-from finemoe_cli.evaluation.folder import FORMAT, RunFolder
-from finemoe_cli.evaluation.perplexity import TOKENS, tokenise
+from finemoe_cli.evaluation.folder import FORMAT, TOKENS, RunFolder, anything_measured
+from finemoe_cli.evaluation.perplexity import tokenise
 from finemoe_cli.evaluation.plan import Plan
 from finemoe_cli.evaluation.report import PAGE, draw_page, write_report
 from finemoe_cli.evaluation.runner import Runner, Stopped
@@ -56,6 +56,10 @@ def sit(plan: Plan, folder: RunFolder, side_by_side: int | None, output: Output)
         ConfigError: The run in the folder was begun with something else.
         FinemoeError: As `Runner.run`.
     """
+    other = folder.run is not None and folder.run["config"] != plan.config()
+    if other and not anything_measured(folder.path):
+        output.note("nothing was measured in that folder yet: it begins anew")
+        folder.begin_anew()
     run = folder.run or {
         "format": FORMAT,
         "created": _now(),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,13 @@ def versions() -> dict[str, str | None]:
 
 
 def commit() -> str | None:
-    """The commit of this source tree, with ``+changes`` if files differ from it; None where it is no repository."""
+    """The commit of this source tree, with ``+changes`` if files differ from it.
+
+    Of an installed package the one that pip fetched it at (PEP 610); None where it came as something else.
+    """
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
-        return None
+        return _installed_commit()
     try:
         head, changes = (
             subprocess.run(
@@ -46,6 +50,14 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return head + "+changes" if changes else head
+
+
+def _installed_commit() -> str | None:
+    try:
+        origin = json.loads(distribution("finemoe").read_text("direct_url.json") or "{}")
+        return str(origin["vcs_info"]["commit_id"])
+    except (PackageNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 def machine() -> dict[str, Any]:

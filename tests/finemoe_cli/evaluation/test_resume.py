@@ -170,6 +170,26 @@ def test_other_prompts_and_settings_are_refused(command, run, tmp_path):
     assert (done.code, done.error) == (2, f"the run in {folder} was begun with other settings of sampling")
 
 
+def test_a_run_that_measured_nothing_binds_nobody(command, run, tmp_path):
+    folder = tmp_path / "run"
+    options = [*run.options, "--limit", "3", "--out", str(folder)]
+    options[options.index("-n") + 1] = "2"
+    small = [*options, "--budget", "1KiB"]
+    failed = command("eval", *small)
+    assert failed.code == 4
+    assert json.loads((folder / "run.json").read_text())["config"]["asked"]["budget"] == "1KiB"
+    again = command("eval", "--resume", str(folder), "--budget", "2KiB")
+    assert (again.code, again.error[:25]) == (4, "a budget of 2.00 KiB is too"[:25])
+    assert json.loads((folder / "run.json").read_text())["config"]["sampling"]["max_new_tokens"] == 2
+    done = command("eval", *options, "--json")
+    assert done.code == 0, done.err
+    assert "nothing was measured in that folder yet: it begins anew\n" in done.err
+    assert [one["budget"] for one in done.json["combinations"]] == ["50%"]
+    assert len(done.json["sittings"]) == 1
+    refused = command("eval", *small)
+    assert (refused.code, refused.error) == (2, f"--budget is 1KiB, and the run in {folder} was begun with 50%")
+
+
 def test_there_must_be_a_run(command, tmp_path):
     done = command("eval", "--resume", str(tmp_path))
     assert (done.code, done.error) == (3, f"there is no run in {tmp_path}")
