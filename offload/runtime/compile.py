@@ -2,11 +2,12 @@
 
 Compiling takes about half a minute and 300 MiB that no budget should have to hold, so it happens beside the
 engine; the engine then takes the compiled code from Numba's cache folder (``NUMBA_CACHE_DIR``). The decode kernels
-of a precision are compiled when it is first used.
+of a precision are compiled when it is first used, those of policies also without them.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import sys
@@ -29,33 +30,39 @@ _SOURCES = (
     _HERE.parent / "precision.py",
     *sorted(_POLICY_KERNELS.glob("*.py")),
 )
-_COMPILE = "import offload.runtime.kernels.{precision}, offload.policy.kernels.gates, offload.policy.kernels.auto"
+_POLICIES = "policies"
+_MODULES = {precision: (f"offload.runtime.kernels.{precision}",) for precision in PRECISIONS} | {
+    _POLICIES: ("offload.policy.kernels.gates", "offload.policy.kernels.auto")
+}
+"""What is compiled together: importing it is what compiles it."""
 
 
 def kernels_compiled(precision: Precision = BF16) -> bool:
     """Whether this version of the kernels was compiled into the cache folder before."""
-    return _marker(precision).is_file()
+    return not _missing(precision)
 
 
-def compile_kernels(progress: Progress | None = None, precision: Precision = BF16) -> bool:
+def compile_kernels(progress: Progress | None = None, precision: Precision | None = BF16) -> bool:
     """Compile the kernels of policies and of a precision if that was not done before; whether anything was
     compiled.
+
+    Args:
+        precision: None for the kernels of policies alone.
 
     Raises:
         EngineBroken: The compilation failed.
         StorageError: The cache folder cannot be written.
     """
-    marker = _marker(precision)
-    if marker.is_file():
+    if not _missing(precision):
         return False
     if progress is not None:
         progress("compile", 0, 1)
     try:
-        marker.parent.mkdir(parents=True, exist_ok=True)
-        with locked(marker.parent / ".finemoe-kernels.lock", lambda stage, done, total: None):
-            if not marker.is_file():
-                _compile(precision)
-                marker.touch()
+        folder = _marker(_POLICIES).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / ".finemoe-kernels.lock", lambda stage, done, total: None):
+            if missing := _missing(precision):
+                _compile(missing)
     except OSError as error:
         raise StorageError(f"the kernel cache cannot be written: {error}", "set NUMBA_CACHE_DIR") from error
     if progress is not None:
@@ -63,11 +70,20 @@ def compile_kernels(progress: Progress | None = None, precision: Precision = BF1
     return True
 
 
-def _compile(precision: Precision) -> None:
-    if not any(_marker(other).is_file() for other in PRECISIONS):
+def _missing(precision: Precision | None) -> list[str]:
+    """What is not compiled yet of a precision's kernels and of the policies'."""
+    wanted = [_POLICIES] if precision is None else [_POLICIES, precision]
+    return [name for name in wanted if not _marker(name).is_file()]
+
+
+def _compile(names: list[str]) -> None:
+    if not any(_marker(name).is_file() for name in _MODULES):
         _forget_other_versions()
-    if why := run_code(_COMPILE.format(precision=precision)):
-        raise EngineBroken(f"the decode kernels cannot be compiled: {why}", "use --kernels reference")
+    modules = [module for name in names for module in _MODULES[name]]
+    if why := run_code(f"import {', '.join(modules)}"):
+        raise EngineBroken(f"the kernels cannot be compiled: {why}", "use --kernels reference --policy demand")
+    for name in names:
+        _marker(name).touch()
 
 
 def _forget_other_versions() -> None:
@@ -81,8 +97,15 @@ def _forget_other_versions() -> None:
                 index.unlink(missing_ok=True)
 
 
-def _marker(precision: Precision) -> Path:
+def _marker(name: str) -> Path:
     """A file that stands for one state of everything Numba's cache depends on."""
+    folder = os.environ.get("NUMBA_CACHE_DIR")
+    base = Path(folder) if folder else _HERE / "__pycache__"
+    return base / f"finemoe-kernels-{_state()}-{name}"
+
+
+@functools.cache
+def _state() -> str:
     parts = (
         *(str(source) for source in _SOURCES),
         *(source.read_text(encoding="utf-8") for source in _SOURCES),
@@ -92,10 +115,7 @@ def _marker(precision: Precision) -> Path:
         version("llvmlite"),
         _processor(),
     )
-    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    folder = os.environ.get("NUMBA_CACHE_DIR")
-    base = Path(folder) if folder else _HERE / "__pycache__"
-    return base / f"finemoe-kernels-{digest}-{precision}"
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 def _processor() -> str:

@@ -224,7 +224,7 @@ def _load_kernels() -> int:
     """Make sure that the compiled part of `auto` is in memory; the bytes that the process has grown by."""
     if "offload.policy.kernels.auto" in sys.modules:
         return 0
-    compile_kernels()
+    compile_kernels(precision=None)
     before = resident_bytes()
     importlib.import_module("offload.policy.kernels.auto")
     return max(0, resident_bytes() - before)

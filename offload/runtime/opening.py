@@ -93,7 +93,7 @@ def _load(
             f"offload.runtime.kernels.{precision}"
         )  # its size belongs to the base, measured below
     if config.policy == "auto":
-        compile_kernels(progress)
+        compile_kernels(progress, None)
         import offload.policy.kernels.auto  # noqa: F401
 
     shape = Shape(fingerprint(spec, index), spec.name, spec.num_layers, spec.num_experts, spec.hidden_size)
