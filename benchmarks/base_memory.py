@@ -28,12 +28,9 @@ def main() -> None:
     import numpy  # noqa: F401
 
     step("numpy")
-    import torch  # noqa: F401
-
-    step("torch")
     import offload.runtime
 
-    step("transformers, as the engine imports it")
+    step("torch and transformers, as the engine has them")
     from offload.runtime.compile import compile_kernels
 
     compile_kernels()

@@ -5,7 +5,7 @@ compiler and distributed packages, and optional packages that transformers looks
 each of them (it asks before it uses them), so while it is being imported they are made to look absent. Nothing
 stays changed afterwards, except that transformers knows no distributed training in this process.
 
-Measured on Linux with torch 2.13: 368 MiB resident after a plain import, 260 MiB after this one.
+Measured on Linux with torch 2.13: 368 MiB resident after a plain import, 245 MiB after this one.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def import_transformers() -> None:
 
 
 def _import() -> None:
-    import torch
+    with _without_meta_registrations():
+        import torch
     import torch.distributed
 
     with (
@@ -106,6 +107,26 @@ def replaced(owner: Any, name: str, value: Callable[..., Any]) -> Iterator[None]
         yield
     finally:
         setattr(owner, name, original)
+
+
+@contextmanager
+def _without_meta_registrations() -> Iterator[None]:
+    """Import torch without what its operators say in Python of the shapes of their results.
+
+    That is for compiling and exporting; tensors without data, of which models are built, get along with what the
+    operators know in C++. It is 15 modules, 17 MiB, and a fifth of the time that torch and transformers take to
+    import. Who wants it later imports it then.
+    """
+    name = "torch._meta_registrations"
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules[name] = ModuleType(name)
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+    vars(sys.modules["torch"]).pop("_meta_registrations", None)
 
 
 @contextmanager
