@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
@@ -56,6 +57,20 @@ class ExpertStore(Protocol):
 
         Raises:
             ExpertReadError: The bytes could not be read; the message names file, expert and layer.
+        """
+        ...
+
+    def read_parts(self, expert_id: int, slot: memoryview, part_bytes: int) -> Iterator[int]:
+        """As :meth:`read`, part by part: yields the bytes taken from the disk for each.
+
+        It may be left unfinished, and gone on with on another thread, but never on two at once. One that has to
+        arrange what it reads (``staging_bytes``) comes in a single part.
+
+        Args:
+            part_bytes: Of one part, about; a multiple of :data:`BLOCK`.
+
+        Raises:
+            ExpertReadError: As :meth:`read`.
         """
         ...
 

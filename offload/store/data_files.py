@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from offload.errors import CorruptCheckpoint, ExpertReadError, StorageError
 from offload.models.spec import ModelSpec
-from offload.store.blocks import drop_cached, open_buffered, open_direct, read_blocks, read_exact
+from offload.store.blocks import align_up, drop_cached, open_buffered, open_direct, read_blocks, read_exact
 
 
 class DataFiles:
@@ -56,6 +56,18 @@ class DataFiles:
         done = read_exact(fd, start + skip, into[skip : skip + wanted])
         drop_cached(fd, start + skip, wanted)
         return done
+
+    def read_parts(
+        self, file: int, start: int, skip: int, wanted: int, into: memoryview, part_bytes: int
+    ) -> Iterator[int]:
+        """As :meth:`read`, in parts of about ``part_bytes`` bytes, whole blocks; yields the bytes of each."""
+        begin, end = 0, skip + wanted
+        while begin < end:
+            left = end - begin
+            stop = end if left < part_bytes + part_bytes // 4 else begin + part_bytes  # no tiny last one
+            first = skip if begin == 0 else 0
+            yield self.read(file, start + begin, first, stop - begin - first, into[begin : align_up(stop)])
+            begin = stop
 
     def close(self) -> None:
         """Closes the files. No read may be under way; may be called twice."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,9 +97,13 @@ class PackedStore:
 
     def read(self, expert_id: int, slot: memoryview) -> int:
         """See :meth:`ExpertStore.read <offload.store.base.ExpertStore.read>`."""
+        return sum(self.read_parts(expert_id, slot, self.slot_bytes))
+
+    def read_parts(self, expert_id: int, slot: memoryview, part_bytes: int) -> Iterator[int]:
+        """See :meth:`ExpertStore.read_parts <offload.store.base.ExpertStore.read_parts>`."""
         start, _ = self.head.place(expert_id)
         try:
-            return self._files.read(0, start, 0, self.record_bytes, slot[: self.slot_bytes])
+            yield from self._files.read_parts(0, start, 0, self.record_bytes, slot[: self.slot_bytes], part_bytes)
         except (OSError, EOFError) as error:
             raise read_failure(self.spec, expert_id, self.path, error) from error
 

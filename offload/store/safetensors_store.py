@@ -8,6 +8,7 @@ begin. Experts that are scattered otherwise go through a small buffer of the rea
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -137,12 +138,20 @@ class SafetensorsStore:
 
     def read(self, expert_id: int, slot: memoryview) -> int:
         """See :meth:`ExpertStore.read <offload.store.base.ExpertStore.read>`."""
+        return sum(self.read_parts(expert_id, slot, max(self.slot_bytes, self.staging_bytes)))
+
+    def read_parts(self, expert_id: int, slot: memoryview, part_bytes: int) -> Iterator[int]:
+        """See :meth:`ExpertStore.read_parts <offload.store.base.ExpertStore.read_parts>`."""
         extents, copies, _, _ = self._plans[expert_id]
         target = self._staging() if copies else slot
         done = 0
         for file, start, skip, wanted, position, length in extents:
+            into = target[position : position + length]
             try:
-                done += self._files.read(file, start, skip, wanted, target[position : position + length])
+                if copies:  # The buffer is the thread's own: nothing else may come between.
+                    done += self._files.read(file, start, skip, wanted, into)
+                else:
+                    yield from self._files.read_parts(file, start, skip, wanted, into, part_bytes)
             except (OSError, EOFError) as error:
                 raise read_failure(self.spec, expert_id, self._files.paths[file], error) from error
         if copies:
@@ -150,7 +159,7 @@ class SafetensorsStore:
             source_bytes, slot_bytes = np.frombuffer(target, np.uint8), np.frombuffer(slot, np.uint8)
             for source, begin, nbytes in copies:
                 slot_bytes[begin : begin + nbytes] = source_bytes[source : source + nbytes]
-        return done
+            yield done
 
     def close(self) -> None:
         """See :meth:`ExpertStore.close <offload.store.base.ExpertStore.close>`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,8 +82,13 @@ class _ScratchStore:
 
     def read(self, expert_id: int, slot: memoryview) -> int:
         """See :meth:`ExpertStore.read <offload.store.base.ExpertStore.read>`."""
+        return sum(self.read_parts(expert_id, slot, self.slot_bytes))
+
+    def read_parts(self, expert_id: int, slot: memoryview, part_bytes: int) -> Iterator[int]:
+        """See :meth:`ExpertStore.read_parts <offload.store.base.ExpertStore.read_parts>`."""
+        begin, size = expert_id * self.slot_bytes, self.slot_bytes
         try:
-            return self._files.read(0, expert_id * self.slot_bytes, 0, self.slot_bytes, slot[: self.slot_bytes])
+            yield from self._files.read_parts(0, begin, 0, size, slot[:size], part_bytes)
         except (OSError, EOFError) as error:
             raise read_failure(self.spec, expert_id, self._files.paths[0], error) from error
 

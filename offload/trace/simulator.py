@@ -22,6 +22,7 @@ from offload.telemetry.routing import ForwardPass, Routing
 from offload.trace.records import TraceModel, TracePass, TraceRequest
 from offload.trace.simulated_link import SimulatedLink
 from offload.transfer.fetch import ExpertFetcher
+from offload.transfer.parts import parts_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,7 @@ class Simulation:
             (lambda expert: read_s) if reads is None else (lambda expert: next(reads)),
             model.slot_bytes,
             timing.lanes,
+            parts_of(model.slot_bytes),
         )
         total = model.layers * model.experts
         self._slots = min(slots, total)

@@ -108,6 +108,8 @@ class CudaStage:
         compute_stream: The stream that computes with them.
     """
 
+    in_place = False
+
     def __init__(self, arena: CudaArena, compute_stream: torch.cuda.Stream) -> None:
         self._arena = arena
         self._compute_stream = compute_stream

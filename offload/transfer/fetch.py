@@ -97,7 +97,7 @@ class ExpertFetcher:
         self._rates = rates
         self._prepare = prepare
         self._now_ns = now_ns
-        self._ahead: dict[int, float] = {}  # reads ahead that no lane may have begun with, and their priorities
+        self._ahead: dict[int, float] = {}  # reads ahead that were not taken back, and their priorities
         self._landed = np.zeros(experts, np.int64)  # bytes that a read ahead brought and nothing has used yet
         self.policy: Policy
         self.phase = Phase.PREFILL
@@ -328,7 +328,7 @@ class ExpertFetcher:
             raise
 
     def _cancel(self, expert: int) -> None:
-        """Take a read ahead back, if no lane has begun with it."""
+        """Take a read ahead back. One that a lane has begun with is broken off, or arrives after all."""
         if self._ahead.pop(expert, None) is not None and self._link.cancel(expert):
             self._residency.abort_load(expert)
 
@@ -352,6 +352,15 @@ class ExpertFetcher:
         expert = completion.expert
         self._ahead.pop(expert, None)
         needed = bool(self._residency.pins[expert])
+        if completion.broken_off:
+            self._counters.bytes_prefetch[self.phase] += completion.nbytes
+            self._counters.bytes_prefetch_wasted[self.phase] += completion.nbytes
+            if needed:
+                self._residency.unpin(expert)
+            self._residency.abort_load(expert)
+            if needed:  # In the same moment a layer has chosen it.
+                self._read(expert)
+            return None
         if completion.error is not None:
             if needed:
                 self._residency.unpin(expert)

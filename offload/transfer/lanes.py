@@ -1,14 +1,18 @@
 """Reading threads, and the two queues between them and the engine's thread.
 
-Demand reads, which the computation waits for, go ahead of every prefetch. All methods of :class:`Lanes`
-belong to the engine's thread. Waking a thread costs one lock of a :class:`queue.SimpleQueue`, which is
-written in C: a read costs Python a few microseconds beside the system call.
+Demand reads, which the computation waits for, go ahead of every prefetch. A prefetch that has begun gives way to
+them between its parts (`offload.transfer.parts`) where it goes straight into its slot, and goes on when none is
+left; there it can be broken off too. All methods of :class:`Lanes` belong to the engine's thread. Waking a thread
+costs one lock of a :class:`queue.SimpleQueue`, which is written in C: a read costs Python a few microseconds beside
+the system call.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from enum import Enum, auto
 from queue import Empty, SimpleQueue
 from time import perf_counter
 from typing import NamedTuple
@@ -16,6 +20,7 @@ from typing import NamedTuple
 from offload.errors import EngineBroken, ExpertReadError, FinemoeError
 from offload.store.base import ExpertStore
 from offload.telemetry.log import logger
+from offload.transfer.parts import part_bytes
 from offload.transfer.stage import Stage
 
 
@@ -27,8 +32,9 @@ class Completion(NamedTuple):
         slot: The slot it was meant for.
         demand: Whether it was a demand read when it ended.
         nbytes: Bytes read from the disk; 0 after an error.
-        seconds: Time of the read and the landing, without the time in the queue.
-        error: Why the expert is not in the slot; ``None`` if it is.
+        seconds: Time of the read and the landing, without the time in the queue and while it gave way.
+        error: Why the expert is not in the slot; ``None`` if it is, or if the read was broken off.
+        broken_off: Whether the expert is not in the slot because the read was cancelled on its way.
     """
 
     expert: int
@@ -37,16 +43,27 @@ class Completion(NamedTuple):
     nbytes: int
     seconds: float
     error: FinemoeError | None
+    broken_off: bool = False
 
 
 class _Request:
-    __slots__ = ("demand", "expert", "priority", "slot")
+    """A request, and how far it has come.
+
+    Attributes:
+        parts: What is still to be read, once a lane has begun; it may go on on any lane.
+    """
+
+    __slots__ = ("cancelled", "demand", "expert", "nbytes", "parts", "priority", "seconds", "slot")
 
     def __init__(self, expert: int, slot: int, demand: bool, priority: float) -> None:
         self.expert = expert
         self.slot = slot
         self.demand = demand
         self.priority = priority
+        self.parts: Iterator[int] | None = None
+        self.nbytes = 0
+        self.seconds = 0.0
+        self.cancelled = False
 
 
 class Lanes:
@@ -60,6 +77,7 @@ class Lanes:
             raise ValueError(f"{count} lanes")
         self._store = store
         self._stage = stage
+        self._part_bytes = part_bytes(store.record_bytes)
         # The lock guards the three tables; each request is in exactly one of them until it is done.
         self._lock = threading.Lock()
         self._demands: OrderedDict[int, _Request] = OrderedDict()
@@ -120,7 +138,10 @@ class Lanes:
         self._tokens.put(True)
 
     def promote(self, expert: int) -> None:
-        """Makes a prefetch a demand read; nothing happens if it is one, or is done already."""
+        """Makes a prefetch a demand read; nothing happens if it is one, or is done already.
+
+        One that was cancelled on its way is read after all, unless it has been broken off by now.
+        """
         with self._lock:
             request = self._prefetches.pop(expert, None)
             if request is not None:
@@ -129,12 +150,22 @@ class Lanes:
                 request = self._reading.get(expert)
             if request is not None:
                 request.demand = True
+                request.cancelled = False
 
     def cancel(self, expert: int) -> bool:
-        """Takes a request back. ``True`` only if no lane had begun with it: then no completion comes."""
+        """Takes a request back. ``True`` only if no lane had begun with it: then no completion comes.
+
+        A prefetch that has begun is broken off before its next part, if there is one; its completion says so.
+        """
         with self._lock:
             request = self._prefetches.pop(expert, None) or self._demands.pop(expert, None)
-        if request is None:
+            if request is None:
+                request = self._reading.get(expert)
+                if request is not None and not request.demand:
+                    request.cancelled = True
+                return False
+        if request.parts is not None:  # It had given way.
+            self._done.put(_broken_off(request))
             return False
         self._in_flight -= 1
         return True
@@ -182,7 +213,9 @@ class Lanes:
         while self._tokens.get():
             request = self._next()
             if request is not None:
-                self._done.put(self._serve(request))
+                completion = self._serve(request)
+                if completion is not None:
+                    self._done.put(completion)
 
     def _next(self) -> _Request | None:
         with self._lock:
@@ -196,12 +229,18 @@ class Lanes:
             self._reading[request.expert] = request
             return request
 
-    def _serve(self, request: _Request) -> Completion:
-        nbytes = 0
+    def _serve(self, request: _Request) -> Completion | None:
+        """Read what is left of it; None if it gave way."""
         error: FinemoeError | None = None
         begin = perf_counter()
         try:
-            nbytes = self._store.read(request.expert, self._stage.target(request.slot))
+            if request.parts is None:
+                request.parts = self._parts(request)
+            for nbytes in request.parts:
+                request.nbytes += nbytes
+                turn = self._turn(request, begin)
+                if turn is not _Turn.GO_ON:
+                    return _broken_off(request) if turn is _Turn.BREAK_OFF else None
             self._stage.land(request.slot)
         except FinemoeError as failure:
             error = failure
@@ -209,10 +248,43 @@ class Lanes:
             logger.exception("reading expert %d failed unexpectedly", request.expert)
             error = ExpertReadError(f"expert {request.expert} cannot be read: {failure!r}")
             error.__cause__ = failure
-        seconds = perf_counter() - begin
+        seconds = request.seconds + perf_counter() - begin
         with self._lock:
             del self._reading[request.expert]
-        return Completion(request.expert, request.slot, request.demand, 0 if error else nbytes, seconds, error)
+        nbytes = 0 if error else request.nbytes
+        return Completion(request.expert, request.slot, request.demand, nbytes, seconds, error)
+
+    def _parts(self, request: _Request) -> Iterator[int]:
+        whole = request.demand or not self._stage.in_place
+        part = self._store.slot_bytes if whole else self._part_bytes
+        return self._store.read_parts(request.expert, self._stage.target(request.slot), part)
+
+    def _turn(self, request: _Request, begin: float) -> _Turn:
+        """Behind a part: what becomes of the rest. Whatever is not to go on is no longer being read."""
+        if request.nbytes >= self._store.record_bytes:
+            return _Turn.GO_ON  # There is no rest.
+        with self._lock:
+            if request.demand:
+                return _Turn.GO_ON
+            if not request.cancelled and not (self._demands and self._stage.in_place):
+                return _Turn.GO_ON
+            request.seconds += perf_counter() - begin
+            del self._reading[request.expert]
+            if request.cancelled:
+                return _Turn.BREAK_OFF
+            self._prefetches[request.expert] = request
+        self._tokens.put(True)
+        return _Turn.GIVE_WAY
+
+
+class _Turn(Enum):
+    GO_ON = auto()
+    GIVE_WAY = auto()
+    BREAK_OFF = auto()
+
+
+def _broken_off(request: _Request) -> Completion:
+    return Completion(request.expert, request.slot, False, request.nbytes, request.seconds, None, True)
 
 
 def _priority(request: _Request) -> float:

@@ -8,7 +8,13 @@ from offload.memory.arena import HostArena
 
 
 class Stage(Protocol):
-    """Both steps are called one after the other on the lane that does the transfer."""
+    """Both steps are called one after the other on the lane that does the transfer.
+
+    Attributes:
+        in_place: Whether the target is the slot itself. If not, it is the lane's, for one transfer at a time.
+    """
+
+    in_place: bool
 
     def target(self, slot: int) -> memoryview:
         """Writable, block-aligned bytes that the expert for ``slot`` is read into."""
@@ -21,6 +27,8 @@ class Stage(Protocol):
 
 class HostStage:
     """Experts are read straight into the arena's slots: nothing is left to land."""
+
+    in_place = True
 
     def __init__(self, arena: HostArena) -> None:
         self._arena = arena

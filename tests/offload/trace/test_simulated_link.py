@@ -10,8 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from offload.trace.simulated_link import SimulatedLink
 
 
-def link(seconds: float = 1.0, count: int = 1) -> SimulatedLink:
-    return SimulatedLink(lambda expert: seconds, 10, count)
+def link(seconds: float = 1.0, count: int = 1, parts: int = 1) -> SimulatedLink:
+    return SimulatedLink(lambda expert: seconds, 10, count, parts)
 
 
 def test_reads_go_one_after_the_other() -> None:
@@ -69,12 +69,54 @@ def test_only_what_no_lane_has_begun_with_can_be_taken_back() -> None:
         one.wait()
 
 
+def test_a_read_ahead_gives_way_and_goes_on() -> None:
+    one = link(parts=4)
+    one.submit(0, 0, demand=False)
+    one.advance(0.3)
+    one.submit(1, 1, demand=True)
+    assert [each.expert for each in one.wait()] == [1] and one.now == pytest.approx(1.5)
+    (done,) = one.wait()
+    assert (done.expert, done.seconds, done.nbytes) == (0, pytest.approx(1.0), 10)
+    assert one.now == pytest.approx(2.0) and one.busy_s == pytest.approx(2.0)
+
+
+def test_a_demand_is_not_cut_nor_what_was_promoted() -> None:
+    one = link(parts=2)
+    one.submit(0, 0, demand=False)
+    one.promote(0)
+    one.submit(1, 1, demand=True)
+    assert [one.wait()[0].expert for _ in range(2)] == [0, 1]
+
+
+@pytest.mark.parametrize("gives_way", [False, True])
+def test_what_has_begun_is_broken_off(gives_way: bool) -> None:
+    one = link(parts=2)
+    one.submit(0, 0, demand=False)
+    one.advance(0.1)
+    if gives_way:
+        one.submit(1, 1, demand=True)
+        one.advance(0.5)
+    assert not one.cancel(0)
+    done = one.wait()[0]
+    assert (done.expert, done.broken_off, done.nbytes) == (0, True, 5)
+    assert one.now == pytest.approx(0.6 if gives_way else 0.5)
+
+
+def test_what_is_needed_after_all_is_not_broken_off() -> None:
+    one = link(parts=2)
+    one.submit(0, 0, demand=False)
+    one.cancel(0)
+    one.promote(0)
+    (done,) = one.wait()
+    assert not done.broken_off and done.demand
+
+
 class Traffic(RuleBasedStateMachine):
     """Any sequence of requests: every one comes to one end, and the link is never idle while something waits."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.link = link(count=2)
+        self.link = link(count=2, parts=3)
         self.open: set[int] = set()
         self.next = 0
 

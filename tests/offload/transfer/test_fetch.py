@@ -26,8 +26,8 @@ TOTAL = LAYERS * EXPERTS
 class FailingLink(SimulatedLink):
     """A simulated link whose reads of `broken` experts fail."""
 
-    def __init__(self, seconds: Callable[[int], float], lanes: int) -> None:
-        super().__init__(seconds, BYTES, lanes)
+    def __init__(self, seconds: Callable[[int], float], lanes: int, parts: int) -> None:
+        super().__init__(seconds, BYTES, lanes, parts)
         self.broken: set[int] = set()
 
     def poll(self) -> list[Completion]:
@@ -37,16 +37,16 @@ class FailingLink(SimulatedLink):
         ]
 
     def longest(self) -> float:
-        """Seconds until the last read that has begun is over."""
-        return max((end - self.now for end, _, _ in self._reading.values()), default=0.0)
+        """Seconds until the last read that has begun can give way."""
+        return max((read.end - self.now for read in self._reading.values()), default=0.0)
 
     def demanded(self) -> set[int]:
         """Demand reads that have not begun."""
-        return set(self._demands)
+        return {read.expert for read in self._demands}
 
     def unasked(self) -> set[int]:
         """Reads ahead that are not collected."""
-        begun = {expert for expert, (_, _, demand) in self._reading.items() if not demand}
+        begun = {expert for expert, read in self._reading.items() if not read.demand}
         return set(self._ahead) | begun | {one.expert for one in self._done if not one.demand}
 
 
@@ -76,10 +76,10 @@ class Chance:
 class Bench:
     """A fetcher with everything around it."""
 
-    def __init__(self, slots: int, lanes: int = 1, seed: int = 0) -> None:
+    def __init__(self, slots: int, lanes: int = 1, seed: int = 0, parts: int = 1) -> None:
         draw = random.Random(seed)
         self.seconds = [draw.choice([0.5, 1.0, 3.0]) for _ in range(TOTAL)]
-        self.link = FailingLink(self.seconds.__getitem__, lanes)
+        self.link = FailingLink(self.seconds.__getitem__, lanes, parts)
         self.residency = Residency(TOTAL, TOTAL, slots)
         self.counters = Counters(LAYERS, EXPERTS)
         self.fetcher = ExpertFetcher(
@@ -104,9 +104,14 @@ class Bench:
 class Interleavings(RuleBasedStateMachine):
     """The engine's thread, in every order that it may go in."""
 
-    @initialize(slots=st.integers(2 * TOP_K, TOTAL), lanes=st.integers(1, 3), seed=st.integers(0, 1 << 20))
-    def begin(self, slots: int, lanes: int, seed: int) -> None:
-        self.bench = Bench(slots, lanes, seed)
+    @initialize(
+        slots=st.integers(2 * TOP_K, TOTAL),
+        lanes=st.integers(1, 3),
+        seed=st.integers(0, 1 << 20),
+        parts=st.sampled_from([1, 2, 5]),
+    )
+    def begin(self, slots: int, lanes: int, seed: int, parts: int) -> None:
+        self.bench = Bench(slots, lanes, seed, parts)
         self.fetcher, self.link, self.counters = self.bench.fetcher, self.bench.link, self.bench.counters
         self.ahead: set[int] = set()  # read ahead, under way or there, and not asked for since
         self.tally = np.zeros((2, 4, LAYERS), np.int64)
@@ -276,6 +281,53 @@ def test_a_demand_read_passes_what_is_queued_but_not_what_has_begun(bench: Bench
     bench.bring(0, 1)
     assert bench.link.now - before == 2.0  # expert 6, which had begun, and 1
     assert bench.state[7] == LOADING
+
+
+def test_a_read_ahead_gives_way_between_its_parts() -> None:
+    bench = Bench(8, parts=4)
+    bench.seconds[:] = [4.0] * TOTAL
+    bench.fetcher.fill([7])
+    bench.link.advance(0.5)
+    bench.bring(0, 0, 1)
+    assert bench.counters.stall_ns.sum() == pytest.approx(8.5e9)  # the rest of one part, and two reads
+    assert bench.state[7] == LOADING
+    bench.link.advance(2.9)
+    bench.fetcher.collect()
+    assert bench.state[7] == LOADING
+    bench.link.advance(0.2)
+    bench.fetcher.collect()
+    assert bench.state[7] == RESIDENT
+    assert bench.link.busy_s == pytest.approx(12)
+
+
+def test_what_is_taken_back_on_its_way_is_broken_off() -> None:
+    bench = Bench(8, parts=4)
+    bench.seconds[:] = [4.0] * TOTAL
+    bench.policy.decision = Decision([7], [])
+    bench.fetcher.fill([7])
+    bench.link.advance(0.5)
+    bench.fetcher.look_ahead(0)
+    bench.link.advance(0.6)
+    bench.fetcher.collect()
+    assert bench.state[7] == ABSENT and bench.residency.free_slots == 8
+    assert bench.counters.bytes_prefetch[Phase.DECODE] == BYTES // 4
+    assert bench.counters.bytes_prefetch_wasted[Phase.DECODE] == BYTES // 4
+    assert bench.link.busy_s == pytest.approx(1)
+
+
+def test_what_was_broken_off_when_a_layer_chose_it_is_read_again() -> None:
+    bench = Bench(8, parts=4)
+    bench.seconds[:] = [4.0] * TOTAL
+    bench.policy.decision = Decision([0], [])
+    bench.fetcher._read_ahead(0, 0.0)
+    bench.link.advance(0.5)
+    bench.fetcher.look_ahead(2)
+    bench.fetcher.collect = lambda: None  # type: ignore[method-assign]  # the lane is faster than the engine
+    bench.link.advance(0.6)
+    bench.bring(0, 0)
+    assert bench.state[0] == RESIDENT
+    assert bench.counters.tally[Phase.DECODE, Kind.LATE].sum() == 1
+    assert bench.counters.bytes_demand[Phase.DECODE] == BYTES
 
 
 def test_what_came_in_time_is_prefetched_and_what_did_not_is_late(bench: Bench) -> None:

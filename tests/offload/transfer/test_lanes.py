@@ -14,6 +14,7 @@ import pytest
 from offload.errors import EngineBroken, ExpertReadError
 from offload.memory.arena import HostArena
 from offload.memory.residency import ABSENT, LOADING, RESIDENT, Residency
+from offload.store.base import BLOCK
 from offload.store.safetensors_store import SafetensorsStore
 from offload.transfer.lanes import Completion, Lanes
 from offload.transfer.stage import HostStage
@@ -237,25 +238,105 @@ def test_lanes_read_at_the_same_time(store, arena):
         assert {done.expert for done in collect(lanes)} == {0, 1, 2}
 
 
+class Stepped:
+    """A store whose reads in parts stand still behind each part until they are told to go on."""
+
+    def __init__(self, store: SafetensorsStore) -> None:
+        self.record_bytes, self.slot_bytes = store.record_bytes, store.slot_bytes
+        self.passed, self.go_on = threading.Semaphore(0), threading.Semaphore(0)
+        self._store = store
+
+    def read_parts(self, expert: int, slot: memoryview, part_bytes: int) -> Iterator[int]:
+        for nbytes in self._store.read_parts(expert, slot, BLOCK):
+            self.passed.release()
+            assert part_bytes >= self.slot_bytes or self.go_on.acquire(timeout=30)
+            yield nbytes
+
+
+@contextmanager
+def one_lane_between_parts(store: SafetensorsStore, stage: HostStage) -> Iterator[tuple[Lanes, Stepped]]:
+    """A single lane that has read the first part of expert 0 ahead into slot 0."""
+    stepped = Stepped(store)
+    with running(stepped, stage, 1) as lanes:
+        lanes._part_bytes = BLOCK
+        try:
+            lanes.submit(0, 0, demand=False)
+            assert stepped.passed.acquire(timeout=30)
+            yield lanes, stepped
+        finally:
+            stepped.go_on.release(1000)
+
+
+def test_a_prefetch_gives_way_between_its_parts_and_goes_on(store, arena):
+    with one_lane_between_parts(store, HostStage(arena)) as (lanes, stepped):
+        lanes.submit(1, 1, demand=True)
+        stepped.go_on.release(1000)
+        demanded, ahead = collect(lanes)
+        assert (demanded.expert, demanded.demand, ahead.expert, ahead.demand) == (1, True, 0, False)
+        assert ahead.nbytes >= store.record_bytes and ahead.seconds > 0
+        assert slot_holds(store, arena, 0, 0) and slot_holds(store, arena, 1, 1)
+
+
+def test_a_prefetch_that_does_not_go_straight_into_its_slot_gives_no_way(store, arena):
+    stage = HostStage(arena)
+    stage.in_place = False
+    with one_lane_between_parts(store, stage) as (lanes, stepped):
+        lanes.submit(1, 1, demand=True)
+        stepped.go_on.release(1000)
+        assert [done.expert for done in collect(lanes)] == [0, 1]
+
+
+@pytest.mark.parametrize("gave_way", [False, True])
+def test_a_prefetch_that_has_begun_is_broken_off(store, arena, gave_way):
+    with one_lane_between_parts(store, HostStage(arena)) as (lanes, stepped):
+        if gave_way:
+            lanes.submit(1, 1, demand=True)
+            stepped.go_on.release(1)
+            assert [done.expert for done in lanes.wait()] == [1]
+        assert not lanes.cancel(0)
+        stepped.go_on.release(1000)
+        (done,) = collect(lanes)
+        assert (done.expert, done.broken_off, done.error, done.demand) == (0, True, None, False)
+        assert BLOCK <= done.nbytes < store.record_bytes
+        lanes.submit(0, 2, demand=True)
+        assert [done.expert for done in collect(lanes)] == [0]
+        assert slot_holds(store, arena, 0, 2)
+
+
+def test_what_is_needed_after_all_is_not_broken_off(store, arena):
+    with one_lane_between_parts(store, HostStage(arena)) as (lanes, stepped):
+        assert not lanes.cancel(0)
+        lanes.promote(0)
+        stepped.go_on.release(1000)
+        (done,) = collect(lanes)
+        assert done.demand and not done.broken_off
+        assert slot_holds(store, arena, 0, 0)
+
+
 @pytest.mark.parametrize("count", [1, 4])
 def test_an_engine_under_stress(store, arena, count):
     """Residency and lanes as the engine uses them: at any time, a resident expert's slot has its bytes."""
     chance = random.Random(count)
     total = store.spec.total_experts
     residency = Residency(total, arena.max_slots, arena.max_slots)
-    landed = 0
+    landed = broken_off = 0
 
     def book(completions: list[Completion]) -> None:
-        nonlocal landed
+        nonlocal landed, broken_off
         for done in completions:
             assert done.error is None
             assert residency.slot_of[done.expert] == done.slot
+            if done.broken_off:
+                residency.abort_load(done.expert)
+                broken_off += 1
+                continue
             residency.finish_load(done.expert)
             landed += 1
             if chance.random() < 0.05:
                 assert slot_holds(store, arena, done.expert, done.slot)
 
     with running(store, HostStage(arena), count) as lanes:
+        lanes._part_bytes = BLOCK
         for _ in range(3000):
             expert = chance.randrange(total)
             action = chance.random()
@@ -279,7 +360,7 @@ def test_an_engine_under_stress(store, arena, count):
             assert lanes.in_flight == int((residency.state == LOADING).sum())
         book(collect(lanes))
         residency.check()
-        assert landed > 500
+        assert landed > 500 and broken_off
         for expert in range(total):
             if residency.state[expert] == RESIDENT:
                 assert slot_holds(store, arena, expert, int(residency.slot_of[expert]))
