@@ -9,8 +9,8 @@ the routers remain, with the weights below.
 - **What a slot is worth**: gamma ** (layers until the next use), expected over that probability and the past. The
   expert worth least leaves. This needs no bytes, and it is where most is won.
 - **What is fetched**: what a later layer will use with a probability above a threshold that rises with the ratio
-  of moving to computing and with the link's load, if the slot it takes is worth less. Few at a time: a read that
-  has begun is not broken off, and a demand read has to wait for it. What has become unlikely is taken back.
+  of moving to computing and with the link's load, if the slot it takes is worth less. Few at a time, as each takes
+  a slot from now on. What has become unlikely is taken back, also where it is being read.
 - **When nothing is to be won** - no token of late has waited - it only watches, and the kernels run through.
 """
 
@@ -31,7 +31,7 @@ from offload.telemetry.routing import ForwardPass, Routing
 
 GAMMA_TOKENS = 1.0
 """Tokens over which a future use falls to 1/e of its worth."""
-HORIZON = 12
+HORIZON = 20
 """Layers ahead that are fetched for."""
 UNTRAINED = np.array(
     [
@@ -42,18 +42,20 @@ UNTRAINED = np.array(
     np.float32,
 )
 """The blend without probes: the past, and the routers of the next two layers."""
-IDLE, LOWEST, SLOPE, HIGHEST = 0.15, 0.35, 0.12, 0.8
+IDLE, UNTRAINED_IDLE = 0.1, 0.2
+LOWEST, SLOPE, HIGHEST = 0.35, 0.12, 0.8
 """The probability that an expert must have to be fetched: on a busy link LOWEST + SLOPE * moving / computing, at
-most HIGHEST; on an idle one, where a wrong guess is in nobody's way, IDLE."""
+most HIGHEST; on an idle one, where a wrong guess is in nobody's way, IDLE, or what is safe without probes; between
+them by the square of the link's load."""
 LOAD_OVER = 16
 """Tokens that the average of what is waited for goes over."""
 QUIET_TOKENS = 16
 """Tokens without a miss after which it stops looking."""
 FEW = 8
 """Fetches proposed at once, at most."""
-DEPTHS = (1, 2)
-"""Fetches under way for each lane where moving an expert takes longer than computing a layer, and where not.
-More of them come in time, but what was not foreseen waits for them: a longer queue lost more than it won."""
+DEPTH = 2
+"""Fetches under way for each lane. What was not foreseen waits for a part of one of them, so that one more costs
+little; further ones would only take slots for longer."""
 
 
 class Auto:
@@ -107,7 +109,7 @@ class Auto:
         self._asked: dict[int, None] = {}
         self._horizon = whole_option(around, "horizon", min(HORIZON, layers), 0, layers)
         self._fixed_depth = whole_option(around, "depth", 0, 0, FEW)
-        self._depth = DEPTHS[0]
+        self._depth = self._fixed_depth or DEPTH
         tokens = option(around, "gamma_tokens", GAMMA_TOKENS, 0.1, 1000)
         self._gamma = np.float32(np.exp(-1 / (tokens * layers)))
         self._fixed_threshold = option(around, "threshold", -1.0, -1.0, 1.0)
@@ -362,14 +364,14 @@ class Auto:
         self._appraised = True
 
     def _adapt(self) -> None:
-        """Set the threshold of fetching, and how many fetches go on at once, by the ratio of moving to computing.
+        """Set the threshold of fetching by the ratio of moving to computing.
 
         A fetch that turns out wrong costs what others wait for it: the more, the slower the link, and the busier it
         is with what layers wait for.
         """
         rates = self.around.rates
         ratio = rates.read_s / max(rates.layer_s, 1e-9)
-        self._depth = self._fixed_depth or DEPTHS[ratio <= 1]
         load = min(1.0, self._waits / self.around.layers * ratio)
-        measured = IDLE + (min(HIGHEST, LOWEST + SLOPE * ratio) - IDLE) * load
+        idle = UNTRAINED_IDLE if self._probes is None else IDLE
+        measured = idle + (min(HIGHEST, LOWEST + SLOPE * ratio) - idle) * load**2
         self._threshold = np.float32(self._fixed_threshold if self._fixed_threshold >= 0 else measured)
