@@ -187,7 +187,15 @@ class Auto:
             first = layer * around.experts
             self._kernels.see(self._frequency, self._recency, DECAY, FADE, chosen, first, around.experts)
             return
-        self._chosen[layer] = routing.chosen[-1]
+        if self._looking:
+            # At once, not behind the token: until its layer comes again, an expert that has just been used, or has
+            # just been passed over, competes for its slot with those of all other layers.
+            self._kernels.see_and_recall(
+                self._frequency, self._recency, DECAY, FADE, routing.chosen[-1:], layer * around.experts,
+                around.experts, self._roots, self._soon, self._later, self._topic, self._odds, self._far,
+            )  # fmt: skip
+        else:
+            self._chosen[layer] = routing.chosen[-1]
         if residual is None:
             self._behind(layer, has_probe=False, ahead=0)
             return
@@ -335,7 +343,7 @@ class Auto:
         return known, look
 
     def _see_token(self) -> None:
-        """Bring the past up to date with what the layers of a decoded token have chosen."""
+        """Bring the past up to date with what layers have chosen while nothing was looked for."""
         self._kernels.see_token(self._frequency, self._recency, DECAY, FADE, self._chosen, self.around.experts)
 
     def _behind(self, layer: int, *, has_probe: bool, ahead: int) -> None:

@@ -295,7 +295,7 @@ class _Blend:
                 terms = np.stack(
                     [
                         np.ones_like(none),
-                        self._odds[at][:, columns],
+                        self._odds[about][:, columns],  # of a layer behind, this token's choice is seen already
                         none if wraps else self._start[at, m],
                         self._probes[layer][use, m].astype(np.float32),
                         data.gates[ahead - 1][at, m] if ahead <= 2 and not wraps else none,

@@ -83,18 +83,12 @@ def see_token(frequency, recency, decay, fade, chosen, experts):
             chosen[layer, 0] = -1
 
 
-@njit(types.void(_f2, _f2, int64[::1], _f1, _f1, _f1, _f1, _f1), **_OPTIONS)
-def recall(frequency, recency, roots, soon, later, topic, odds, far):
-    """What past and topic say of each expert.
-
-    roots: [3], which frequencies count by their root too. soon: [F + 1] weights, later: [F + 2], the last one for
-    topic: [N]. odds: [N], log-odds that the next token uses it; far: [N], its discounted time to the next use after
-    that, 0..1.
-    """
+@njit(**_OPTIONS)
+def _recall(first, behind, frequency, recency, roots, soon, later, topic, odds, far):
     rooted = frequency.shape[0]
     recent = rooted + roots.shape[0]
     last = recent + recency.shape[0]
-    for e in range(odds.shape[0]):
+    for e in range(first, behind):
         a = soon[last]
         b = later[last] + later[last + 1] * topic[e]
         for i in range(rooted):
@@ -110,6 +104,30 @@ def recall(frequency, recency, roots, soon, later, topic, odds, far):
         a = min(max(a, np.float32(0.003)), np.float32(0.997))
         odds[e] = np.log(a / (np.float32(1.0) - a))
         far[e] = min(max(b, np.float32(0.0)), np.float32(1.0))
+
+
+@njit(types.void(_f2, _f2, int64[::1], _f1, _f1, _f1, _f1, _f1), **_OPTIONS)
+def recall(frequency, recency, roots, soon, later, topic, odds, far):
+    """What past and topic say of each expert.
+
+    roots: [3], which frequencies count by their root too. soon: [F + 1] weights, later: [F + 2], the last one for
+    topic: [N]. odds: [N], log-odds that the next token uses it; far: [N], its discounted time to the next use after
+    that, 0..1.
+    """
+    _recall(0, odds.shape[0], frequency, recency, roots, soon, later, topic, odds, far)
+
+
+@njit(
+    types.void(_f2, _f2, _f1, _f1, _chosen, int64, int64, int64[::1], _f1, _f1, _f1, _f1, _f1),
+    **_OPTIONS,
+)
+def see_and_recall(
+    frequency, recency, decay, fade, chosen, first, experts, roots, soon, later, topic, odds, far
+):  # fmt: skip
+    """`see`, and `recall` of that layer's experts alone: theirs is the only past that has changed."""
+    for t in range(chosen.shape[0]):
+        _see_one(frequency, recency, decay, fade, chosen[t], first, experts)
+    _recall(first, first + experts, frequency, recency, roots, soon, later, topic, odds, far)
 
 
 @njit(types.void(_i8_2, _f1, _i8_2, _f1, _f1, _f1, _f1, _f1), **_OPTIONS)

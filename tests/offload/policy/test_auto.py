@@ -60,7 +60,7 @@ def test_what_the_next_routers_point_at_is_fetched_nearest_first() -> None:
 
 def test_what_is_there_or_on_its_way_is_not_fetched() -> None:
     table, policy = looking(2, depth=2)
-    table.put(6)
+    table.put(2, 6)  # 2 was used just now
     table.residency.start_load(10)
     assert policy.decide(0) == Decision([], [])
 
@@ -136,6 +136,17 @@ def test_the_often_used_stay() -> None:
         leaving = policy.victim(given, 3, True)
         assert leaving in (1, 2, 4, 6, 8, 9)
         given = given[given != leaving]
+
+
+def test_what_has_just_been_used_counts_at_once() -> None:
+    """Before the token is over, of a layer whose experts were all alike until then."""
+    table = Table(top_k=1)
+    policy = Auto(table.around)
+    table.put(0, 3)
+    table.begin(policy)
+    assert policy.victim(np.array([3, 0]), 4, True) == 3
+    table.route(policy, 0, [[3]])
+    assert policy.victim(np.array([3, 0]), 4, True) == 0
 
 
 def test_what_is_worth_more_does_not_leave_for_a_guess() -> None:

@@ -275,7 +275,7 @@ def test_a_token_is_seen_as_its_layers_one_by_one(
     seed: int, layers: int, experts: int, data: st.DataObject
 ) -> None:
     random, total = np.random.default_rng(seed), layers * experts
-    frequency, recency = floats(random, 6, total), floats(random, 4, total)
+    frequency, recency = np.abs(floats(random, 6, total)), np.abs(floats(random, 4, total))
     decay, fade = random.random(6).astype(np.float32), random.random(4).astype(np.float32)
     chosen = np.stack([random.permutation(experts)[:2] for _ in range(layers)]).astype(np.int32)
     told = data.draw(st.sets(st.integers(0, layers - 1)))
@@ -285,6 +285,23 @@ def test_a_token_is_seen_as_its_layers_one_by_one(
             kernels.see(*one_by_one, decay, fade, chosen[layer : layer + 1], layer * experts, experts)
         else:
             chosen[layer, 0] = -1
+    seen = chosen.copy()
     for _ in range(2):  # the second time there is nothing left to see
         kernels.see_token(*given, decay, fade, chosen, experts)
         assert all(np.array_equal(a, b) for a, b in zip(given, one_by_one, strict=True))
+    # Layer by layer with what it says of the next token: as seen together, and of no other layer.
+    roots = np.array([2, 3, 4], np.int64)
+    rest = roots, floats(random, 14), floats(random, 15), floats(random, total)
+    after = np.zeros(total, np.float32), np.zeros(total, np.float32)
+    kernels.recall(*one_by_one, *rest, *after)
+    now = frequency.copy(), recency.copy()
+    odds, far = np.full(total, 7, np.float32), np.full(total, 7, np.float32)
+    for layer in told:
+        kernels.see_and_recall(
+            *now, decay, fade, seen[layer : layer + 1], layer * experts, experts, *rest, odds, far
+        )
+    assert all(np.array_equal(a, b) for a, b in zip(now, one_by_one, strict=True))
+    own = np.isin(np.arange(total) // experts, list(told))
+    for found, expected in zip((odds, far), after, strict=True):
+        assert np.array_equal(found[own], expected[own])
+        assert (found[~own] == 7).all()

@@ -234,6 +234,51 @@ def test_the_blend_before_the_first_token_is_known() -> None:
     assert chance.mean() == pytest.approx(TOP_K / EXPERTS, abs=0.05)
 
 
+def sticky_requests(count: int, tokens: int, seed: int) -> list[TraceRequest]:
+    """Every layer chooses what it chose for the last token, in four cases of five; residuals say nothing."""
+    random = np.random.default_rng(seed)
+    made = []
+    for request in linear_requests(count, tokens, seed=seed):
+        passes, chosen = [], np.zeros((LAYERS, TOP_K), np.int64)
+        for token, one in enumerate(request.passes):
+            for layer in range(LAYERS):
+                if token == 0 or random.random() > 0.8:
+                    chosen[layer] = random.permutation(EXPERTS)[:TOP_K]
+            probabilities = np.full((LAYERS, EXPERTS), 0.01)
+            np.put_along_axis(probabilities, chosen, 0.3, axis=1)
+            passes.append(
+                replace(
+                    one,
+                    chosen=chosen[:, None].astype(np.int16),
+                    probabilities=probabilities[:, None].astype(np.float16),
+                    residual=random.normal(size=(LAYERS, 1, HIDDEN)).astype(np.float16),
+                )
+            )
+        made.append(replace(request, passes=passes))
+    return made
+
+
+class Behind(Auto):
+    """Notes, behind every layer, what is expected of those that it has just chosen."""
+
+    def routed(self, routing: Routing) -> None:
+        super().routed(routing)
+        self._appraise()
+        AGAIN.append(self._chance[routing.layer * EXPERTS + routing.chosen[0]])
+
+
+AGAIN: list[NDArray[np.float32]] = []
+
+
+def test_what_a_layer_has_just_chosen_is_expected_of_it_again() -> None:
+    """Of four in five, and of those that are drawn anew by chance."""
+    fitted = fit_probes(MODEL, sticky_requests(10, 100, 0))
+    AGAIN.clear()
+    simulation = Simulation(MODEL, LAYERS * EXPERTS // 2, Timing(), Behind, Knowledge(probes=fitted))
+    simulation.run(sticky_requests(4, 60, 1))
+    assert np.mean(AGAIN) == pytest.approx(0.8 + 0.2 * TOP_K / EXPERTS, abs=0.1)
+
+
 def test_groups_without_data_fall_back_to_the_past(fitted: Probes) -> None:
     """Of four layers none is more than three away."""
     assert np.array_equal(fitted.weights[group_of(9, False)], [0, 1, 0, 0, 0, 0])
