@@ -29,7 +29,7 @@ from offload.policy.probes import TOPIC_KEEPS, Probes, topic_layer
 from offload.telemetry.counters import Phase
 from offload.telemetry.routing import ForwardPass, Routing
 
-GAMMA_TOKENS = 1.0
+GAMMA_TOKENS = 4.0
 """Tokens over which a future use falls to 1/e of its worth."""
 HORIZON = 20
 """Layers ahead that are fetched for."""
