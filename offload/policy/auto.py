@@ -30,7 +30,8 @@ from offload.telemetry.counters import Phase
 from offload.telemetry.routing import ForwardPass, Routing
 
 GAMMA_TOKENS = 4.0
-"""Tokens over which a future use falls to 1/e of its worth."""
+"""Tokens over which a future use falls to 1/e of its worth: as `past.HORIZON`, by which uses after the next token
+count. With 1.0, stall was 0.006 lower where half is resident, and 0.015 higher at an eighth."""
 HORIZON = 20
 """Layers ahead that are fetched for."""
 UNTRAINED = np.array(

@@ -203,7 +203,7 @@ def test_without_a_residual_what_is_behind_is_a_token_away() -> None:
     assert first[0] > first[4] > first[8]
     table.route(policy, 0, [[0]])
     policy._appraise()
-    assert policy._worth[4] > policy._worth[8] > policy._worth[0]
+    assert policy._worth[4] > policy._worth[8] > policy._worth[1]
 
 
 def test_it_begins_with_the_past_that_it_is_given() -> None:
