@@ -113,6 +113,8 @@ def build(
             store.save(_path(model))
             if trace.header.residuals:
                 learners.setdefault(known.fingerprint, (known, []))[1].append(path)
+            else:
+                output.note(f"{path} was recorded without --residuals: no predictors are fitted from it")
             built.append({"trace": str(path), "iterations": seen, "added": added} | _said(store))
             output.note(f"{path}: {seen:,} iterations, {added:,} of them new; {_fill(store)}")
     fitted = []

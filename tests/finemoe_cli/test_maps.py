@@ -66,6 +66,7 @@ def test_build_info_export_clear_import(finemoe, tiny, model, trace, kept, tmp_p
     ]
     assert built[0]["path"] == str(kept) and kept.is_file()
     again = finemoe("maps", "build", str(trace))
+    assert "recorded without --residuals: no predictors are fitted from it" in " ".join(again.err.split())
     assert (again.code, again.out) == (0, "")
     assert "10 of 10 maps of tiny" in again.err
 
