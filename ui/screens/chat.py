@@ -306,10 +306,7 @@ class ChatScreen(Screen[None]):
         await self.branches.other_version(step)
 
     def action_page(self, step: int) -> None:
-        if step < 0:
-            self.transcript.scroll_page_up(animate=False)
-        else:
-            self.transcript.scroll_page_down(animate=False)
+        self.transcript.page(step)
 
     async def action_end(self) -> None:
         await self.transcript.to_end()
