@@ -350,9 +350,9 @@ class ChatScreen(Screen[None]):
             self._left = True
             try:
                 self.answering.keep_on_quit()
-                self.conversation.catch_up(patient=True)
-            except FinemoeError:
-                pass  # That nothing can be saved was told.
+                self.chat_app.last_words = self.conversation.last_words(self.setup.database.parent)
+            except FinemoeError as error:
+                self.chat_app.last_words = f"nothing could be saved: {error.message}"
             keep_draft(self.prompt.whole)
             self.telemetry.close()
 
