@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from finemoe_cli.answering import answer, open_engine
 from finemoe_cli.output import Output
 from finemoe_cli.signals import interrupts
-from offload.errors import FinemoeError, StorageError
+from offload.errors import DamagedFile, FinemoeError, StorageError
 from offload.models.spec import read_spec
 from profiles.environment import prepare_process
 from profiles.paths import sessions_file
@@ -29,10 +30,8 @@ def plain_chat(
         FinemoeError: As ``finemoe run``.
     """
     settings = resolved.settings
-    with _open_store(output) as store:
-        conversation = Conversation(
-            store, lambda error: output.warn(f"{error.message}; nothing is saved while that lasts")
-        )
+    with plain_conversation(output, session) as conversation:
+        store = conversation.store
         conversation.new(settings.model, settings.system or "")
         latest = store.find(session) if session is not None else store.latest() if resume else None
         if latest is not None:
@@ -58,12 +57,35 @@ def plain_chat(
                 interrupts.check()
 
 
-def _open_store(output: Output) -> SessionStore:
+@contextmanager
+def plain_conversation(output: Output, session: str | None) -> Iterator[Conversation]:
+    """A conversation that is saved, as soon as that can be; at the end it is told what was not.
+
+    Raises:
+        StorageError: The sessions cannot be opened, and ``session`` is to be found in them.
+    """
+
+    def unsaved(error: FinemoeError) -> None:
+        until = "any more" if isinstance(error, DamagedFile) else "while that lasts"
+        output.warn(f"{error.message}; nothing is saved {until}")
+
+    saved, reach = True, None
     try:
-        return SessionStore.open(sessions_file())
+        store = SessionStore.open(sessions_file())
     except StorageError as error:
-        output.warn(f"{error.message}; nothing is saved")
-        return SessionStore.in_memory()
+        if session is not None:
+            raise
+        unsaved(error)
+        store, saved = SessionStore.in_memory(), False
+        reach = None if isinstance(error, DamagedFile) else lambda: SessionStore.open(sessions_file())
+    conversation = Conversation(store, unsaved, saved=saved, reach=reach)
+    try:
+        yield conversation
+    finally:
+        if told := conversation.last_words(sessions_file().parent):
+            output.warn(told)
+        conversation.store.close()
+        store.close()
 
 
 def _questions(output: Output) -> Iterator[str]:

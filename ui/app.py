@@ -46,6 +46,7 @@ class ChatApp(App[None]):
     Attributes:
         setup: What it was started with.
         keymap: Keys that the user changed.
+        last_words: What is to be told when it has ended, in one line; empty for nothing.
     """
 
     CSS_PATH = "app.tcss"
@@ -61,6 +62,7 @@ class ChatApp(App[None]):
         super().__init__()
         self.setup = setup
         self.keymap: dict[str, str] = {}
+        self.last_words = ""
         self._last_interrupt = -_TWICE_S
         self._store: SessionStore | None = None
         if setup.ascii_only:

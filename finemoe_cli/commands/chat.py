@@ -135,7 +135,7 @@ def chat(
     if resume and session is not None:
         raise ConfigError("both --continue and --session are given", "give one of the two")
     if _has_screen():
-        _on_screen(resolved, resume, session, record)
+        _on_screen(resolved, output, resume, session, record)
         return
     if record is not None:
         raise ConfigError("--record needs the chat's screen", "run it in a terminal, or use: finemoe trace")
@@ -151,7 +151,7 @@ def _has_screen() -> bool:
     return terminal and os.environ.get("TERM", "dumb") != "dumb"
 
 
-def _on_screen(resolved: Resolved, resume: bool, session: str | None, record: Path | None) -> None:
+def _on_screen(resolved: Resolved, output: Output, resume: bool, session: str | None, record: Path | None) -> None:
     gc.disable()  # Until all is there: see `ui.garbage`.
     from finemoe_cli.chatting import have_model, make_link, open_board
     from ui.app import ChatApp
@@ -174,5 +174,7 @@ def _on_screen(resolved: Resolved, resume: bool, session: str | None, record: Pa
     )
     app = ChatApp(setup)
     app.run()
+    if app.last_words:
+        output.warn(app.last_words)
     if app.return_code:
         raise typer.Exit(app.return_code)

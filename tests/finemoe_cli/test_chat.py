@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from finemoe_cli.output import Output
+from finemoe_cli.plain_chat import plain_conversation
+from offload.errors import StorageError
 from tests.support.terminal import Terminal
 from ui.sessions import SessionStore
 
@@ -143,6 +147,34 @@ def test_plain_lines_where_there_is_no_screen(with_demo, demo_model, finemoe, se
     assert f"this session was with demo, and goes on with {other}" in again.err
     with sessions() as store:
         assert [(session.messages, session.model) for session in store.sessions()] == [(6, other)]
+
+
+def test_plain_lines_while_the_sessions_are_locked(finemoe, sessions, monkeypatch, capsys):
+    folder = Path(finemoe.environment["FINEMOE_DATA_DIR"])
+    monkeypatch.setenv("FINEMOE_DATA_DIR", str(folder))
+    with sessions() as store:
+        store.create(model="demo")
+    other = sqlite3.connect(folder / "sessions.db", isolation_level=None)
+    other.execute("PRAGMA journal_mode = DELETE")
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(StorageError, match="locked"), plain_conversation(Output(), "rivers"):
+        pass
+    with plain_conversation(Output(), None) as conversation:
+        conversation.new("demo", "")
+        conversation.say("Name a river.")
+        assert not conversation.saved
+        other.execute("ROLLBACK")
+        assert conversation.catch_up(patient=True)
+        other.execute("BEGIN EXCLUSIVE")
+        conversation.say("Another one.")
+    other.execute("ROLLBACK")
+    other.close()
+    told = capsys.readouterr().err
+    assert told.count("nothing is saved while that lasts") == 2
+    (kept,) = folder.glob("unsaved-*.json")
+    assert "Another one." in kept.read_text() and str(kept) in told.replace("\n", "")
+    with sessions() as store:
+        assert [one.title for one in store.sessions() if one.messages] == ["Name a river."]
 
 
 @pytest.mark.parametrize(

@@ -89,8 +89,9 @@ class Terminal:
         os.write(self._master, text.encode())
 
     def paste(self, text: str) -> None:
-        """Pastes text, bracketed as terminals do."""
-        os.write(self._master, f"\x1b[200~{text}\x1b[201~".encode())
+        """Pastes text as terminals do: bracketed, and with CR at the ends of lines."""
+        carriage_returns = text.replace("\n", "\r")
+        os.write(self._master, f"\x1b[200~{carriage_returns}\x1b[201~".encode())
 
     def resize(self, columns: int, rows: int) -> None:
         """Makes it larger or smaller; the program is told."""

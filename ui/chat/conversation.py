@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from offload.errors import DamagedFile, FinemoeError, NotFound, StorageError
 from ui.engine_link import Conversation as Messages
-from ui.sessions import Copies, Message, Session, SessionStore
+from ui.sessions import Copies, Message, Session, SessionStore, rescue
 
 T = TypeVar("T")
 OnUnsaved = Callable[[FinemoeError], None]
@@ -197,6 +198,16 @@ class Conversation:
         self._renamed = renamed | written.messages
         memory.close()
         return True
+
+    def last_words(self, folder: Path) -> str:
+        """At the end: saves what is only in memory, or else writes it to files in ``folder``.
+
+        Returns:
+            What to tell the user, in one line; empty if all is saved.
+        """
+        if self.saved or self.catch_up(patient=True):
+            return ""
+        return rescue(self.store, folder)
 
     @property
     def _session_id(self) -> int:

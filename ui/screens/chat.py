@@ -306,10 +306,7 @@ class ChatScreen(Screen[None]):
         await self.branches.other_version(step)
 
     def action_page(self, step: int) -> None:
-        if step < 0:
-            self.transcript.scroll_page_up(animate=False)
-        else:
-            self.transcript.scroll_page_down(animate=False)
+        self.transcript.page(step)
 
     async def action_end(self) -> None:
         await self.transcript.to_end()
@@ -353,9 +350,9 @@ class ChatScreen(Screen[None]):
             self._left = True
             try:
                 self.answering.keep_on_quit()
-                self.conversation.catch_up(patient=True)
-            except FinemoeError:
-                pass  # That nothing can be saved was told.
+                self.chat_app.last_words = self.conversation.last_words(self.setup.database.parent)
+            except FinemoeError as error:
+                self.chat_app.last_words = f"nothing could be saved: {error.message}"
             keep_draft(self.prompt.whole)
             self.telemetry.close()
 

@@ -3,6 +3,7 @@
 from ui.sessions.catch_up import Copies
 from ui.sessions.export import export_json, export_markdown
 from ui.sessions.records import FINISH_REASONS, Hit, Message, Session
+from ui.sessions.rescue import rescue
 from ui.sessions.store import SessionStore
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "SessionStore",
     "export_json",
     "export_markdown",
+    "rescue",
 ]

@@ -113,10 +113,11 @@ class Prompt(TextArea):
             self._take(event)
 
     async def _on_paste(self, event: events.Paste) -> None:
-        if _is_long(event.text):
+        text = event.text.replace("\r\n", "\n").replace("\r", "\n")  # Terminals end the lines of a paste with CR.
+        if _is_long(text):
             event.prevent_default()
             event.stop()
-            self.insert(self._fold(event.text))
+            self.insert(self._fold(text))
 
     def _send(self) -> None:
         text = self.whole.strip()

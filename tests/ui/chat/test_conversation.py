@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -205,6 +206,28 @@ def test_what_was_said_while_the_file_was_locked_is_saved_after_it(store, databa
         assert [one.finish_reason for one in kept] == [None, "stop", None, "stop", "stop"]
         assert kept[1].stats == {"tokens_per_s": 10.0}
         assert [one.content for one in other.path(other.get(session).leaf)] == ["Name a river.", "The Elbe."]
+
+
+def test_what_is_not_saved_at_the_end_is_in_files(store, database, locked, monkeypatch):
+    conversation = begun(store)
+    assert conversation.last_words(database.parent) == ""
+    exchange(conversation, "Name a river.", "The Rhine.")
+    locked()
+    exchange(conversation, "Another.", "The Po.")
+    conversation.new("demo", "")
+    exchange(conversation, "Name a sea.", "The North Sea.")
+    told = conversation.last_words(database.parent)
+    files = sorted(database.parent.glob("unsaved-*.json"))
+    assert len(files) == 2 and all(str(file) in told for file in files) and "\n" not in told
+    assert all(file.stat().st_mode & 0o777 == 0o600 for file in files)
+    said = [[one["content"] for one in json.loads(file.read_text())["messages"]] for file in files]
+    assert sorted(said, key=len) == [
+        ["Name a sea.", "The North Sea."],
+        ["Name a river.", "The Rhine.", "Another.", "The Po."],
+    ]
+    monkeypatch.setattr("tempfile.tempdir", str(database.parent / "nothing"))
+    told = conversation.last_words(database.parent / "nowhere")
+    assert told == "what was said could not be saved, neither as a session nor in a file: No such file or directory"
 
 
 def test_a_file_that_is_locked_twice(store, database, locked):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from textual.events import Paste
 from textual.widgets import Static
 
@@ -117,6 +118,23 @@ def test_what_does_not_fit_is_left_out_and_it_is_said_which(run_chat):
 
     fill(run_chat.database, 40)
     run_chat(flow, Script(context=100), resume=True, flags={"max_new_tokens": "20"})
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"], ids=["LF", "CR", "CR LF"])
+def test_a_paste_keeps_its_lines(run_chat, end):
+    """Terminals end the lines of what is pasted with CR."""
+    lines = [f"line {number}" for number in range(1000)]
+
+    async def flow(chat):
+        for pasted in (lines[:3], lines):
+            chat.app.post_message(Paste(end.join(pasted)))
+            await chat.until(lambda: chat.screen.prompt.text)
+            await chat.pilot.press("enter")
+            await chat.idle()
+
+    script = run_chat(flow, Script(context=100_000))
+    for (messages, _), pasted in zip(script.told_of("chat"), (lines[:3], lines), strict=True):
+        assert messages[-1]["content"] == "\n".join(pasted)
 
 
 def test_a_long_reply_and_a_long_paste(run_chat):

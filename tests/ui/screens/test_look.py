@@ -235,8 +235,12 @@ def test_sessions_locked_by_somebody_else(run_chat):
         await chat.ask("Hello again?")
         await chat.sees("locked")
         assert chat.turns[-1][0] == "reply"
+        apps.append(chat.app)
 
+    apps = []
     run_chat(flow)
+    (kept,) = run_chat.database.parent.glob("unsaved-*.json")
+    assert "Hello again?" in kept.read_text() and str(kept) in apps[0].last_words
     other.execute("ROLLBACK")
     other.close()
 
