@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from textual.app import App, SuspendNotSupported
+from textual.app import SuspendNotSupported
 from textual.binding import Binding, BindingType
 from textual.command import Provider
 from textual.widget import Widget
 
 from offload.errors import DamagedFile, FinemoeError, StorageError
+from ui.batches import WakesScreen
 from ui.chat.commands import Commands
 from ui.chat.conversation import Reach
 from ui.chat.keymap import APP_KEYS, CHAT_KEYS, MESSAGE_KEYS, PROMPT_KEYS, effective, footer_key, parse_keymap
@@ -40,7 +41,7 @@ def _palette() -> type[Provider]:
     return ChatCommands
 
 
-class ChatApp(App[None]):
+class ChatApp(WakesScreen):
     """``finemoe chat``.
 
     Attributes:

@@ -6,12 +6,12 @@ import locale
 import sys
 from typing import ClassVar
 
-from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
 from offload.errors import FinemoeError
 from profiles.settings import resolve
+from ui.batches import WakesScreen
 from ui.chat.keymap import footer_key
 from ui.job_control import StopSignals
 from ui.panes.column import LayoutMode, PaneColumn
@@ -73,7 +73,7 @@ class WatchScreen(Screen[None]):
         self.dismiss()
 
 
-class WatchApp(App[None]):
+class WatchApp(WakesScreen):
     """A program that is one such screen, and ends when that is left.
 
     Args:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 from textual.widgets import Static
 
-from tests.support.chat_app import Chat
+from tests.support.chat_app import PATIENCE_S, Chat
 from tests.support.scripted_engine import Script
 from ui.screens.answering import Answering
 from ui.sessions import SessionStore
@@ -136,6 +136,23 @@ def test_a_high_terminal_is_filled(run_chat):
 
     fill(run_chat.database)
     run_chat(flow, Script(context=100_000), size=(100, 90), resume=True, flags={"layout": "off"})
+
+
+def test_a_batch_ends_with_a_layout(run_chat):
+    """Also where the layout was asked for, and its message came, while the batch went on."""
+
+    async def flow(chat):
+        drawn = asyncio.Event()
+        chat.screen.prompt.cursor_blink = False  # This would wake it, twice a second.
+        with chat.app.batch_update():
+            await chat.screen.transcript.mount(Static("mounted in a batch"))
+            await asyncio.sleep(0.2)  # All messages are through: nothing else wakes the screen.
+            assert "mounted in a batch" not in chat.shown
+            chat.screen.screen_layout_refresh_signal.subscribe(chat.app, lambda _: drawn.set(), immediate=True)
+        await asyncio.wait_for(drawn.wait(), PATIENCE_S)
+        assert "mounted in a batch" in chat.shown
+
+    run_chat(flow, flags={"layout": "off"})
 
 
 def _texts(shown):
