@@ -18,12 +18,12 @@ from textual.command import Provider
 from textual.widget import Widget
 
 from offload.errors import DamagedFile, FinemoeError, StorageError
-from ui.batches import WakesScreen
 from ui.chat.commands import Commands
 from ui.chat.conversation import Reach
 from ui.chat.keymap import APP_KEYS, CHAT_KEYS, MESSAGE_KEYS, PROMPT_KEYS, effective, footer_key, parse_keymap
 from ui.chat.setup import ChatSetup
 from ui.job_control import StopSignals
+from ui.mended import MendedApp
 from ui.screens.chat import ChatScreen
 from ui.sessions import SessionStore
 from ui.widgets.ascii import AsciiFilter
@@ -41,7 +41,7 @@ def _palette() -> type[Provider]:
     return ChatCommands
 
 
-class ChatApp(WakesScreen):
+class ChatApp(MendedApp):
     """``finemoe chat``.
 
     Attributes:

@@ -11,9 +11,9 @@ from textual.screen import Screen
 
 from offload.errors import FinemoeError
 from profiles.settings import resolve
-from ui.batches import WakesScreen
 from ui.chat.keymap import footer_key
 from ui.job_control import StopSignals
+from ui.mended import MendedApp
 from ui.panes.column import LayoutMode, PaneColumn
 from ui.panes.history import FrameHistory
 from ui.panes.token_routing import TokenText
@@ -73,7 +73,7 @@ class WatchScreen(Screen[None]):
         self.dismiss()
 
 
-class WatchApp(WakesScreen):
+class WatchApp(MendedApp):
     """A program that is one such screen, and ends when that is left.
 
     Args:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 from textual.events import Paste
 from textual.widgets import Static
@@ -42,6 +45,24 @@ def test_only_the_end_of_a_long_conversation_is_widgets(run_chat):
         assert len(messages) == 501
 
     fill(run_chat.database, 500)
+    run_chat(flow, Script(context=100_000), resume=True)
+
+
+def test_nothing_of_what_was_let_go_of_stays_in_memory(run_chat):
+    async def flow(chat):
+        await chat.sees("message 199")
+        last = chat.screen.transcript.turns[-1]
+        drawn = [weakref.ref(widget._styles_cache) for widget in last.walk_children(with_self=True)]
+        del last
+        assert drawn
+        for _ in range(25):
+            await chat.pilot.press("pageup")
+            await chat.pilot.pause()
+        assert chat.turns[-1][1] != "message 199"
+        gc.collect()
+        assert not [lines() for lines in drawn if lines()]
+
+    fill(run_chat.database, 200)
     run_chat(flow, Script(context=100_000), resume=True)
 
 
