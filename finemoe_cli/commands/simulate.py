@@ -350,8 +350,12 @@ def _figure(
 
     ratio = "times as recorded" if links == ["calibrated"] else "{} layers an expert"
     panels = [
-        Panel(f"{words}: {ratio.format(link)}", budgets, series(place, metric))
-        for words, metric in (("Waiting / demand's", "stall_vs_demand"), ("Hit rate", "hit_rate"))
+        Panel(f"{words}: {ratio.format(link)}", budgets, series(place, metric), highest)
+        # Whole layers moved wait so much longer where much is resident that nothing else could be told apart.
+        for words, metric, highest in (
+            ("Waiting / demand's", "stall_vs_demand", 2.0),
+            ("Hit rate", "hit_rate", None),
+        )
         for place, link in enumerate(links)
     ]
     return draw_lines(f"{model}: policies by budget", panels, simulated_policies(), columns=max(1, len(links)))

@@ -20,11 +20,16 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One picture: lines over `places`, from 0 on."""
+    """One picture: lines over `places`, from 0 on.
+
+    Attributes:
+        highest: Where it ends at the latest: what rises above leaves the picture, and says so by that.
+    """
 
     title: str
     places: Sequence[str]
     series: Sequence[Series]
+    highest: float | None = None
 
 
 def draw_lines(title: str, pictures: Sequence[Panel], known: Sequence[str] = (), *, columns: int = 3) -> Figure:
@@ -43,9 +48,11 @@ def draw_lines(title: str, pictures: Sequence[Panel], known: Sequence[str] = (),
             places = range(len(picture.places))
             for series in picture.series:
                 points = [(x, y) for x, y in zip(places, series.values, strict=True) if y is not None]
-                ax.plot([x for x, _ in points], [y for _, y in points], clip_on=False, **looks[series.name].line)
+                xs, ys = [x for x, _ in points], [y for _, y in points]
+                ax.plot(xs, ys, clip_on=picture.highest is not None, **looks[series.name].line)
             ax.set_xticks(places, picture.places)
             ax.set_xlim(-0.5, len(picture.places) - 0.5)
-            ax.set_ylim(bottom=0)
+            top = ax.get_ylim()[1]
+            ax.set_ylim(0, top if picture.highest is None else min(top, picture.highest))
         legend(figure, names, looks)
     return figure

@@ -108,3 +108,13 @@ def test_names_of_modules_are_those_of_the_package():
     folder = Path(package.__file__).parent
     names = {path.stem for path in folder.glob("*.py")} - {"__init__"}
     assert [name for name in sorted(names) if f"``{name}``" not in str(package.__doc__)] == []
+
+
+def test_a_panel_ends_at_its_highest() -> None:
+    """Lines beyond leave it; where none goes there, it ends where they do."""
+    for values, highest, top in (([1, 9], 2.0, 2.0), ([1, 9], None, 9.0), ([0.2, 0.4], 2.0, 0.4)):
+        panel = Panel("Panel", ["a", "b"], [Series("one", values)], highest)
+        axes = draw_lines("Title", [panel]).axes[0]
+        assert axes.get_ylim()[0] == 0
+        assert top <= axes.get_ylim()[1] < 1.2 * top
+        assert axes.lines[0].get_clip_on() is (highest is not None)
