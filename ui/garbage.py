@@ -12,7 +12,7 @@ import gc
 _THRESHOLDS = 5_000, 3, 2
 """Objects that come together before the youngest are looked through: what a few pictures are made of. And how often
 that is done before the next older are, and then all: messages that were scrolled away from are old garbage, and
-with Python's own numbers 25 MiB of it came together first.
+with Python's own numbers 230,000 objects of it came together in a hundred pages.
 """
 
 

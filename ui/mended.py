@@ -36,8 +36,4 @@ def _inner_and_outer(base: Color, background: Color) -> tuple[Style, Style]:
     return Style(background=base + background), Style(background=base)
 
 
-def _colours_only(self: StylesCache, base: Color, background: Color) -> tuple[Style, Style]:
-    return _inner_and_outer(base, background)
-
-
-StylesCache.get_inner_outer = _colours_only  # type: ignore[method-assign, assignment]
+StylesCache.get_inner_outer = staticmethod(_inner_and_outer)  # type: ignore[method-assign, assignment]
