@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,3 +53,24 @@ class PlainTransformers:
                 self.model(torch.tensor([list(piece)]), past_key_values=cache).logits[0, -1].float()
                 for piece in pieces
             ]
+
+    def losses(self, token_ids: Sequence[int]) -> torch.Tensor:
+        """Negative log likelihood in nats of each token but the first, given those before it: [N - 1] float64."""
+        ids = torch.tensor(list(token_ids))
+        with torch.inference_mode():
+            logits = self.model(ids[None]).logits[0].double()
+        return -logits.log_softmax(1)[:-1].gather(1, ids[1:, None])[:, 0]
+
+
+def plain_losses(folder: Path, windows: Sequence[Sequence[int]]) -> list[list[float]]:
+    """`PlainTransformers.losses` of each window, in a process in which nothing else has ever used torch.
+
+    For comparing with an engine that has a process of its own: what tests in this one did before does not matter.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_losses, folder, windows).result()
+
+
+def _losses(folder: Path, windows: Sequence[Sequence[int]]) -> list[list[float]]:
+    plain = PlainTransformers(folder)
+    return [plain.losses(window).tolist() for window in windows]

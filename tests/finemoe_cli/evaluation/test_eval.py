@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from finemoe_cli.evaluation.engines import as_error
 from finemoe_cli.evaluation.metrics import COUNTS
 from finemoe_cli.exit_codes import exit_code_of
 from tests.finemoe_cli.evaluation.conftest import answers, begun_again, cut, rows_of
+from tests.support.reference import plain_losses
 
 TEXT = "The cat sät on the mat. " * 28
 COMBINATIONS = ["demand@50%", "finemoe@50%"]
@@ -175,19 +175,17 @@ def test_perplexity_is_the_same_at_every_budget(one_by_one, tiny):
         assert one["perplexity"]["peak_bytes"] <= one["memory"]["budget_bytes"]
     ids = AutoTokenizer.from_pretrained(tiny)(TEXT)["input_ids"]
     assert half["tokens"] == len(ids) - 1
-    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.bfloat16)
-    nll, counted = 0.0, 1
-    for begin in (0, 200, 400):
-        window = torch.tensor(ids[begin : begin + 400])
-        with torch.inference_mode():
-            logits = model(window[None]).logits[0].double()
-        each = -logits.log_softmax(1)[:-1].gather(1, window[1:, None])[:, 0]
-        nll += float(each[counted - begin - 1 :].sum())
-        counted = begin + len(window)
-    assert counted == len(ids)
-    assert half["nll_per_token"] == pytest.approx(nll / (len(ids) - 1), rel=1e-6)
+    windows = [ids[begin : begin + 400] for begin in (0, 200, 400)]
+    losses = plain_losses(tiny, windows)
+    nll = sum(losses[0]) + sum(losses[1][199:]) + sum(losses[2][199:])
+    assert sum(map(len, windows)) - 2 * 200 == len(ids)
+    # torch's other kernels, of other processors or in float32, differ by up to 1.8e-4; windows that begin or count
+    # one position off differ by more than 1e-3.
+    assert half["nll_per_token"] == pytest.approx(nll / (len(ids) - 1), rel=4e-4)
     assert half["perplexity"] == pytest.approx(np.exp(half["nll_per_token"]))
-    assert half["bits_per_byte"] == pytest.approx(nll / np.log(2) / len(TEXT.encode()), rel=1e-6)
+    assert half["bits_per_byte"] == pytest.approx(
+        half["nll_per_token"] * half["tokens"] / np.log(2) / len(TEXT.encode())
+    )
     assert summary["config"]["perplexity"]["size_bytes"] == len(TEXT.encode())
     assert not (folder / "perplexity.tokens").exists()
 

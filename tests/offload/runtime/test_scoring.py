@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from offload import Sampling
 from offload.errors import ContextOverflow
 from tests.support.checkpoints import tiny_checkpoint
 from tests.support.engines import open_engine
+from tests.support.reference import PlainTransformers
 
 CONTEXT = 96
 
@@ -26,10 +26,7 @@ def text() -> list[int]:
 
 @pytest.mark.parametrize("kernels", ["reference", "fast"])
 def test_it_is_what_transformers_says_at_every_budget(model, text, kernels):
-    plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
-    with torch.inference_mode():
-        logits = plain(torch.tensor([text])).logits[0].double()
-    wanted = -logits.log_softmax(1)[:-1].gather(1, torch.tensor(text)[1:, None])[:, 0]
+    wanted = PlainTransformers(model).losses(text)
     found = set()
     for fraction in (0.0, 0.5, 1.0):
         with open_engine(model, fraction, kernels, context=CONTEXT) as engine:
