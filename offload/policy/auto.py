@@ -318,14 +318,14 @@ class Auto:
         """The kernels' arguments that never change: what is known, and for each layer how it looks ahead."""
         around, probes, layers = self.around, self._probes, self.around.layers
         if probes is None:
-            up, up_scale = np.zeros((0, 0, 0, 0), np.int8), np.zeros((0, 0), np.float32)
-            offset, down = np.zeros((0, 0, 0), np.float32), np.zeros((0, 0, 0), np.int8)
-            down_scale = np.zeros((0, 0), np.float32)
+            up, down = np.zeros((0, 0, 0, 0), np.uint8), np.zeros((0, 0, 0), np.int8)
+            up_scale = spread = offset = down_scale = centre = np.zeros((0, 0), np.float32)
         else:
-            up, up_scale, offset = probes.up, probes.up_scale, probes.offset
-            down, down_scale = probes.down, probes.down_scale
+            up, up_scale, spread, offset = probes.up, probes.up_scale, probes.spread, probes.offset
+            down, down_scale, centre = probes.down, probes.down_scale, probes.centre
         known = (
-            self._weights, self._odds, self._start, self._topic, self._z, up, up_scale, offset, self._gates,
+            self._weights, self._odds, self._start, self._topic, self._z, up, up_scale, spread, offset,
+            self._gates,
         )  # fmt: skip
         normed = np.zeros(around.hidden, np.float32)
         gate, norm = [np.zeros((0, 0), np.uint16)], [np.zeros(0, np.uint16)]
@@ -338,7 +338,7 @@ class Auto:
             look.append(
                 (
                     gate[one], norm[one], gate[two], norm[two], ahead, around.top_k, down, down_scale,
-                    probes is not None, self._x, normed, self._z, self._gates, self._told,
+                    centre, probes is not None, self._x, normed, self._z, self._gates, self._told,
                 )
             )  # fmt: skip
         return known, look

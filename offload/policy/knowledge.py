@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -162,12 +162,10 @@ def load_probes(path: Path, shape: Shape) -> Probes | None:
     arrays = _load(path, "probes", shape)
     if arrays is None:
         return None
-    if "weights" in arrays and arrays["weights"].shape != (GROUPS, TERMS):
+    names = {field.name for field in fields(Probes)}
+    if arrays.keys() != names or arrays["weights"].shape != (GROUPS, TERMS):
         raise KnowledgeError(f"{path} was learnt by another version of finemoe", _HINT)
-    try:
-        probes = Probes(**arrays)
-    except TypeError as error:
-        raise KnowledgeError(f"{path} is damaged: {error}", _HINT) from error
+    probes = Probes(**arrays)
     if probes.shape != (shape.layers, shape.experts, shape.hidden):
         raise KnowledgeError(f"{path} was learnt from another model", _HINT)
     return probes

@@ -39,8 +39,10 @@ class Probes:
     """Fitted predictors; see the module. L layers, E experts, H hidden size.
 
     Attributes:
-        down: [L, R, H] int8, with down_scale [L, R].
-        up: [L, L, E, R] int8, with up_scale [L, L] and offset [L, L, E].
+        down: [L, R, H] int8, with down_scale [L, R]; centre: [L, R], what is taken off the projection.
+        up: [L, L, E, R / 2] uint8, two numbers of four bits each (`pack_nibbles`), with up_scale [L, L]; spread:
+            [L, E], the standard deviation of margins, which multiplies the rows of every layer's.
+        offset: [L, E], the mean margins, which an input in the centre foretells.
         start_down: [S, 2H] int8, with start_down_scale [S].
         start_up: [L*E, S] int8, with start_up_scale and start_offset [L*E].
         topic_down: [P, H] int8, with topic_down_scale [P].
@@ -56,8 +58,10 @@ class Probes:
 
     down: NDArray[np.int8]
     down_scale: Floats
-    up: NDArray[np.int8]
+    centre: Floats
+    up: NDArray[np.uint8]
     up_scale: Floats
+    spread: Floats
     offset: Floats
     start_down: NDArray[np.int8]
     start_down_scale: Floats
@@ -94,11 +98,26 @@ class Probes:
     ) -> NDArray[np.float32]:
         """Margins [E] of layer `layer + distance` of the same token. residual, shared: [H]."""
         x = unit(residual if shared is None else residual + shared)
-        z = (self.down[layer].astype(np.float32) @ x) * self.down_scale[layer]
+        z = (self.down[layer].astype(np.float32) @ x) * self.down_scale[layer] - self.centre[layer]
         target = layer + distance
-        margins = (self.up[layer, target].astype(np.float32) @ z) * self.up_scale[layer, target]
-        result: NDArray[np.float32] = margins + self.offset[layer, target]
+        said = unpack_nibbles(self.up[layer, target]) @ z
+        result: NDArray[np.float32] = (
+            said * self.up_scale[layer, target] * self.spread[target] + self.offset[target]
+        )
         return result
+
+
+def pack_nibbles(values: Floats) -> NDArray[np.uint8]:
+    """[..., R] as the nearest of -7.5, -6.5 to 7.5, two in a byte [..., R / 2], the row's second half above."""
+    low, high = np.split(np.clip(np.floor(values) + 8, 0, 15).astype(np.uint8), 2, axis=-1)
+    result: NDArray[np.uint8] = low | high << np.uint8(4)
+    return result
+
+
+def unpack_nibbles(packed: NDArray[np.uint8]) -> Floats:
+    """What `pack_nibbles` made of them."""
+    result: Floats = np.concatenate([packed & 15, packed >> 4], axis=-1).astype(np.float32) - np.float32(7.5)
+    return result
 
 
 def group_of(distance: int, wraps: bool) -> int:

@@ -16,17 +16,17 @@ import numpy as np
 from numba import boolean, float32, int8, int32, int64, njit, types, uint8, uint16
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "fastmath": True, "error_model": "numpy"}
-_f1, _f2, _f3 = float32[::1], float32[:, ::1], float32[:, :, ::1]
+_f1, _f2 = float32[::1], float32[:, ::1]
 _x = types.Array(float32, 1, "C", readonly=True)
 _gate = types.Array(uint16, 2, "C", readonly=True)
 _norm = types.Array(uint16, 1, "C", readonly=True)
-_i8_2, _i8_3, _i8_4 = int8[:, ::1], int8[:, :, ::1], int8[:, :, :, ::1]
+_i8_2, _i8_3, _u8_4 = int8[:, ::1], int8[:, :, ::1], uint8[:, :, :, ::1]
 _chosen = types.Array(int32, 2, "A", readonly=True)
 _states = types.Array(uint8, 1, "C", readonly=True)
 _experts = types.Array(int64, 1, "A", readonly=True)
 _rows = types.Array(float32, 2, "C", readonly=True)
 _b1 = uint8[::1]
-_known = types.Tuple((_f2, _f1, _f1, _f1, _f1, _i8_4, _f2, _f3, _f2))
+_known = types.Tuple((_f2, _f1, _f1, _f1, _f1, _u8_4, _f2, _f2, _f2, _f2))
 
 CLIP = np.float32(2.5)
 """Margins are clipped to this on both sides, as in `offload.policy.probe_fitting`."""
@@ -212,19 +212,20 @@ def _gate_margins(gate, norm, x, normed, top_k, margins):
 
 @njit(
     types.void(
-        int64, _rows, _rows, boolean, _gate, _norm, _gate, _norm, int64, int64, _i8_3, _f2, boolean, _f1, _f1, _f1,
-        _f2, _b1,
+        int64, _rows, _rows, boolean, _gate, _norm, _gate, _norm, int64, int64, _i8_3, _f2, _f2, boolean, _f1, _f1,
+        _f1, _f2, _b1,
     ),
     **_OPTIONS,
 )  # fmt: skip
 def look(
-    layer, residual, shared, has_shared, gate, norm, next_gate, next_norm, ahead, top_k, down, down_scale,
+    layer, residual, shared, has_shared, gate, norm, next_gate, next_norm, ahead, top_k, down, down_scale, centre,
     has_probe, x, normed, z, gates, told,
 ):  # fmt: skip
     """What all that looks ahead makes of what the router of `layer` saw: residual + shared, both [1, H].
 
     x: [H], their sum, normalised. z: [R], with `has_probe`: the probes' projection of it, down: [L, R, H] int8 with
-    scales [L, R]. gates: [2, E], what the routers of the next `ahead` layers make of it. Clears told: [L].
+    scales [L, R], less centre [L, R]. gates: [2, E], what the routers of the next `ahead` layers make of it. Clears
+    told: [L].
     """
     row = residual[0]
     for i in range(x.shape[0]):
@@ -240,7 +241,7 @@ def look(
             total = np.float32(0.0)
             for i in range(x.shape[0]):
                 total += np.float32(weights[i]) * x[i]
-            z[r] = total * down_scale[layer, r]
+            z[r] = total * down_scale[layer, r] - centre[layer, r]
     if ahead > 0:
         _gate_margins(gate, norm, x, normed, top_k, gates[0])
     if ahead > 1:
@@ -262,7 +263,7 @@ def _group(distance, wraps):
 @njit(**_OPTIONS)
 def _foretell(layer, m, experts, known, has_start, has_probe, ahead, chance):
     """The chances of layer m's experts."""
-    weights, odds, start, topic, z, up, up_scale, offset, gates = known
+    weights, odds, start, topic, z, up, up_scale, spread, offset, gates = known
     wraps = m <= layer
     distance = m - layer + (odds.shape[0] // experts if wraps else 0)
     gated = not wraps and distance <= ahead
@@ -283,14 +284,19 @@ def _foretell(layer, m, experts, known, has_start, has_probe, ahead, chance):
         for e in range(experts):
             out[e] += w2 * token[e]
     if has_probe:
-        rows, level = up[layer, m], offset[layer, m]
-        scale = up_scale[layer, m]
+        rows, size, level = up[layer, m], spread[m], offset[m]
+        scale, half = up_scale[layer, m], up.shape[3]
+        low, high = z[:half], z[half:]
+        middle = np.float32(0.0)
+        for r in range(z.shape[0]):
+            middle += np.float32(7.5) * z[r]
         for e in range(experts):
             row = rows[e]
             total = np.float32(0.0)
-            for r in range(z.shape[0]):
-                total += np.float32(row[r]) * z[r]
-            out[e] += w3 * (total * scale + level[e])
+            for r in range(half):
+                both = np.uint32(row[r])
+                total += np.float32(both & np.uint32(15)) * low[r] + np.float32(both >> np.uint32(4)) * high[r]
+            out[e] += w3 * ((total - middle) * scale * size[e] + level[e])
     if gated:
         gate = gates[distance - 1]
         for e in range(experts):
@@ -304,9 +310,9 @@ def appraise(layer, experts, known, has_start, has_probe, ahead, far, gamma, tol
     """What each expert's slot is worth behind the router of `layer`; -1 before the first layer.
 
     known: weights [8, 6], as `offload.policy.probes.Probes.weights`; odds, start, topic: [N]; z: [R] from the
-    probes of `layer`, which say with up: [L, L, E, R] int8, scales [L, L] and offset [L, L, E] what each layer
-    chooses next; gates: [2, E] for the next `ahead` layers. `has_start`, `has_probe`: whether there are those
-    parts. far: [N].
+    probes of `layer`, which say with up: [L, L, E, R / 2], two numbers of four bits each, scales [L, L], spread and
+    offset [L, E] what each layer chooses next; gates: [2, E] for the next `ahead` layers. `has_start`, `has_probe`:
+    whether there are those parts. far: [N].
 
     Gives chance: [N], that the expert is used when its layer comes next, but of layers that are told: [L] already;
     worth: [N], what gamma ** (layers until its next use) is expected to be.

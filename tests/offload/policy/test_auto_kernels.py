@@ -42,6 +42,7 @@ def look_at(
     shared: NDArray[np.float32] | None = None,
     down: NDArray[np.int8] | None = None,
     down_scale: NDArray[np.float32] | None = None,
+    centre: NDArray[np.float32] | None = None,
     layer: int = 0,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """x normalised, its projection, and what up to two routers make of it."""
@@ -54,7 +55,8 @@ def look_at(
     kernels.look(
         layer, x[None], (x if shared is None else shared)[None], shared is not None, *both[0], *both[1], len(gates),
         top_k, np.zeros((0, 0, 0), np.int8) if down is None else down,
-        np.zeros((0, 0), np.float32) if down_scale is None else down_scale, down is not None,
+        np.zeros((0, 0), np.float32) if down_scale is None else down_scale,
+        np.zeros((0, 0), np.float32) if centre is None else centre, down is not None,
         out, np.zeros(hidden, np.float32), z, margins, told,
     )  # fmt: skip
     assert not told.any()
@@ -67,11 +69,11 @@ def test_look_sees_what_the_router_sees(seed: int, layers: int, hidden: int, sha
     random, rank = np.random.default_rng(seed), 5
     layer = int(random.integers(layers))
     down, down_scale = int8(random, layers, rank, hidden), abs(floats(random, layers, rank))
-    residual, shared = floats(random, hidden), floats(random, hidden)
-    x, z, _ = look_at(residual, [], [], 1, shared if shares else None, down, down_scale, layer)
+    residual, shared, centre = floats(random, hidden), floats(random, hidden), floats(random, layers, rank)
+    x, z, _ = look_at(residual, [], [], 1, shared if shares else None, down, down_scale, centre, layer)
     expected = probes.unit(residual + shared if shares else residual)
     assert np.allclose(x, expected, rtol=1e-5)
-    projected = (down[layer].astype(np.float64) @ expected) * down_scale[layer]
+    projected = (down[layer].astype(np.float64) @ expected) * down_scale[layer] - centre[layer]
     assert np.allclose(z, projected, rtol=1e-3, atol=1e-3 * np.abs(projected).max())
 
 
@@ -139,8 +141,10 @@ class World:
         self.layers, self.experts, self.total = layers, experts, total
         self.weights, self.odds, self.start = floats(random, 8, 6), floats(random, total), floats(random, total)
         self.topic, self.z, self.gates = floats(random, total), floats(random, rank), floats(random, 2, experts)
-        self.up, self.up_scale = int8(random, layers, layers, experts, rank), floats(random, layers, layers) / 127
-        self.offset, self.far = floats(random, layers, layers, experts), random.random(total).astype(np.float32)
+        self.up = probes.pack_nibbles(8 * floats(random, layers, layers, experts, rank))
+        self.up_scale, self.offset = floats(random, layers, layers) / 7, floats(random, layers, experts)
+        self.spread = abs(floats(random, layers, experts))
+        self.far = random.random(total).astype(np.float32)
         self.gamma = np.float32(random.uniform(0.5, 1))
         self.state = random.integers(0, 3, total).astype(np.uint8)
         self.told = np.zeros(layers, np.uint8)
@@ -149,8 +153,8 @@ class World:
     @property
     def known(self) -> tuple[NDArray[np.generic], ...]:
         return (
-            self.weights, self.odds, self.start, self.topic, self.z, self.up, self.up_scale, self.offset,
-            self.gates,
+            self.weights, self.odds, self.start, self.topic, self.z, self.up, self.up_scale,
+            self.spread, self.offset, self.gates,
         )  # fmt: skip
 
     def appraise(self, layer: int, has_start: bool, has_probe: bool, ahead: int) -> None:
@@ -169,7 +173,8 @@ class World:
         terms[:, 0], terms[:, 1] = 1, self.odds[own]
         terms[:, 2] = self.start[own] if started else 0
         if has_probe:
-            terms[:, 3] = self.up[layer, m] @ self.z * self.up_scale[layer, m] + self.offset[layer, m]
+            said = probes.unpack_nibbles(self.up[layer, m]) @ self.z
+            terms[:, 3] = said * self.up_scale[layer, m] * self.spread[m] + self.offset[m]
         terms[:, 4] = self.gates[distance - 1] if gated else 0
         terms[:, 5] = self.topic[own]
         result: NDArray[np.float64] = 1 / (1 + np.exp(-(terms @ self.weights[group].astype(np.float64))))

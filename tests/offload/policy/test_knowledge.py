@@ -108,7 +108,7 @@ def spoil(path: Path, how: str, probes: Probes) -> str:
         case "incomplete":
             arrays = {name: array for name, array in probes.arrays().items() if name != "up"}
             write(path, "probes", {"fingerprint": SHAPE.fingerprint}, arrays)
-            return "damaged"
+            return "learnt by another version"
         case "flipped":
             save_probes(path, SHAPE, probes)
             data = bytearray(path.read_bytes())

@@ -21,8 +21,10 @@ from offload.policy.probes import (
     TOPIC_KEEPS,
     Probes,
     group_of,
+    pack_nibbles,
     topic_layer,
     unit,
+    unpack_nibbles,
 )
 from offload.telemetry.counters import Phase
 from offload.telemetry.routing import ForwardPass, Routing
@@ -96,7 +98,7 @@ def recall(fitted: Probes, requests: list[TraceRequest], distance: int) -> float
 
 @pytest.mark.parametrize("distance", [1, 2, 3])
 def test_a_linear_rule_is_found(fitted: Probes, distance: int) -> None:
-    assert recall(fitted, linear_requests(2, 40, seed=1), distance) > 0.93
+    assert recall(fitted, linear_requests(2, 40, seed=1), distance) > 0.88
 
 
 def test_chance_is_not_found() -> None:
@@ -123,9 +125,11 @@ def test_shapes_types_and_bytes(fitted: Probes) -> None:
     expected = {
         "down": (np.int8, (LAYERS, rank, HIDDEN)),
         "down_scale": (np.float32, (LAYERS, rank)),
-        "up": (np.int8, (LAYERS, LAYERS, EXPERTS, rank)),
+        "centre": (np.float32, (LAYERS, rank)),
+        "up": (np.uint8, (LAYERS, LAYERS, EXPERTS, rank // 2)),
         "up_scale": (np.float32, (LAYERS, LAYERS)),
-        "offset": (np.float32, (LAYERS, LAYERS, EXPERTS)),
+        "spread": (np.float32, (LAYERS, EXPERTS)),
+        "offset": (np.float32, (LAYERS, EXPERTS)),
         "start_down": (np.int8, (start_rank, 2 * HIDDEN)),
         "start_down_scale": (np.float32, (start_rank,)),
         "start_up": (np.int8, (LAYERS * EXPERTS, start_rank)),
@@ -155,6 +159,37 @@ def test_fitting_is_repeatable(fitted: Probes) -> None:
     again = fit_probes(MODEL, linear_requests(10, 100))
     for name, array in fitted.arrays().items():
         assert np.array_equal(array, again.arrays()[name]), name
+
+
+def test_nibbles_are_the_nearest_to_what_was_packed() -> None:
+    values = np.random.default_rng(0).uniform(-10, 10, (3, 5, 10)).astype(np.float32)
+    packed = pack_nibbles(values)
+    assert packed.dtype == np.uint8 and packed.shape == (3, 5, 5)
+    levels = np.arange(16) - 7.5
+    nearest = levels[np.abs(values[..., None] - levels).argmin(axis=-1)]
+    assert np.array_equal(unpack_nibbles(packed), nearest)
+
+
+@pytest.mark.parametrize("rank", [5, 8], ids=["odd", "even"])
+def test_four_bits_say_nearly_what_was_fitted(rank: int) -> None:
+    """Whatever the columns' sizes, a few % of the variance is lost."""
+    random = np.random.default_rng(0)
+    columns = 10.0 ** random.uniform(-1, 1, rank)
+    part = probe_fitting._LowRank(
+        random.normal(size=(rank, 20)),
+        random.normal(size=(LAYERS * EXPERTS, rank)) * columns,
+        random.normal(size=rank),
+        random.normal(size=LAYERS * EXPERTS),
+    )
+    spread = random.uniform(0.5, 2, LAYERS * EXPERTS).astype(np.float32)
+    packed = probe_fitting._Packed.of(part, spread, LAYERS)
+    assert packed.up.shape == (LAYERS, EXPERTS, 3 if rank == 5 else 4)
+    x = random.normal(size=(200, 20))
+    z = (x @ packed.down.astype(np.float32).T) * packed.down_scale - packed.centre
+    up = unpack_nibbles(packed.up) * packed.up_scale[:, None, None]
+    said = np.einsum("ter,xr->xte", up, z).reshape(200, -1)
+    truth = (part(x) - part.mean) / spread
+    assert ((said - truth) ** 2).mean() < 0.06 * (truth**2).mean()
 
 
 def test_int8_is_off_by_half_a_step_at_most() -> None:
