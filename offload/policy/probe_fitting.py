@@ -32,10 +32,10 @@ from offload.trace.records import TraceModel, TraceRequest
 
 Progress = Callable[[str, int, int], None]
 
-RANK = 60
-"""Of the probes. 64 take the demo a slot more, which is worth as much at an eighth as what they say more."""
-START_RANK = 64
-"""Of the start predictor."""
+RANK = 64
+"""Of the probes: half of it should be whole vectors of the processor."""
+START_RANK = 40
+"""Of the start predictor. 64 bring the demo nothing, and take it a slot."""
 TOPIC_RANK = 48
 """Of the topic's predictor."""
 TOPIC_TOKENS = 24

@@ -294,8 +294,9 @@ def _foretell(layer, m, experts, known, has_start, has_probe, ahead, chance):
             row = rows[e]
             total = np.float32(0.0)
             for r in range(half):
-                both = np.uint32(row[r])
-                total += np.float32(both & np.uint32(15)) * low[r] + np.float32(both >> np.uint32(4)) * high[r]
+                # A byte is its low half and 16 times its high half.
+                upper = np.float32(np.uint8(row[r] >> np.uint8(4)))
+                total += np.float32(row[r]) * low[r] + upper * (high[r] - np.float32(16.0) * low[r])
             out[e] += w3 * ((total - middle) * scale * size[e] + level[e])
     if gated:
         gate = gates[distance - 1]
