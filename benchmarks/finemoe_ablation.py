@@ -1,10 +1,12 @@
 """Taking FineMoE apart on a recorded trace, as the paper's ablation does: which part wins what.
 
-    python -m benchmarks.finemoe_ablation TRACE [--share 0.125 0.25 0.5] [--read 0.5 1.5] [--distance 3]
+    python -m benchmarks.finemoe_ablation TRACE [--requests 60] [--share 0.125 0.25 0.5] [--read 0.5 1.5]
+                                          [--distance 3]
 
-The first 70 % of the trace's requests are learnt from, the others are replayed through the live engine's fetcher
-and counters over a simulated link, from an empty cache. A layer takes 1 to compute and an expert ``--read`` to
-bring in, in the same unit. Searching costs no time here; what it costs live `benchmarks/map_cost.py` measures.
+The first 70 % of the trace's requests, or of its first ``--requests``, are learnt from; the others are replayed
+through the live engine's fetcher and counters over a simulated link, from an empty cache. A layer takes 1 to
+compute and an expert ``--read`` to bring in, in the same unit. Searching costs no time here; what it costs live
+`benchmarks/map_cost.py` measures.
 
 - Predictions, each with the paper's eviction: hit counts of whole requests; speculation with the model's own
   routers (needs ``--residuals`` in the trace); expert maps by trajectory alone, with the semantic search, and with
@@ -62,12 +64,13 @@ def learn(policy: Policy, history: Sequence[TraceRequest]) -> Policy:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trace", type=Path)
+    parser.add_argument("--requests", type=int, help="only so many of the trace, the first ones")
     parser.add_argument("--share", type=float, nargs="+", default=[0.125, 0.25, 0.5], help="of experts resident")
     parser.add_argument("--read", type=float, nargs="+", default=[0.5, 1.5], help="time to bring in one expert")
     parser.add_argument("--distance", type=int, default=3)
     options = parser.parse_args()
     trace = Trace.open(options.trace)
-    requests = list(trace)
+    requests = [trace[number] for number in range(len(trace))[: options.requests]]
     cut = round(HISTORY * len(requests))
     history, test = requests[:cut], requests[cut:]
     model = trace.model

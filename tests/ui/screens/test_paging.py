@@ -16,7 +16,7 @@ from ui.screens.answering import Answering
 from ui.sessions import SessionStore
 from ui.widgets.markdown import ReplyMarkdown
 
-LAST = 499
+LAST = 299
 """Number of the last message; they say their numbers."""
 
 
