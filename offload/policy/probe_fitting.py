@@ -42,8 +42,10 @@ TOPIC_TOKENS = 24
 """Coming tokens that the topic is to foretell."""
 CLIP = 2.5
 """Margins are clipped to this on both sides."""
-RIDGE, PROBE_RIDGE = 300.0, 1000.0
-"""Weight of the penalty, against inputs with a mean square of one; of the probes, which have most to fit."""
+RIDGE = 300.0
+"""Weight of the penalty, against inputs with a mean square of one."""
+PROBE_RIDGE = 1000.0
+"""The same of the probes, which have most to fit; of fewer than ten times as many tokens, a tenth of their number."""
 STEP = 0.335
 """Of numbers of four bits, in standard deviations: what loses least of a normal distribution (Max 1960)."""
 HELD_BACK = 5
@@ -80,6 +82,7 @@ def fit_probes(
     soon, later, odds = Past.fit(data.chosen, data.observed, experts, said, unseen)
     weights = _Blend(model, data, odds[decoded], told, held)
     fitted: list[_Packed] = []
+    ridge = min(PROBE_RIDGE, tokens / 10)
     deviation = data.margins.std(axis=0) + np.float32(1e-3)
     for layer in range(layers):
         progress("fit", layer, layers)
@@ -92,9 +95,9 @@ def fit_probes(
         importance[layer + 1 : layer + 5] = 2.0
         spread = np.repeat(importance, experts)
         y = target.reshape(tokens, -1) * spread
-        part = _LowRank.fit(x, y, RANK, data.has_next & ~held, PROBE_RIDGE)
+        part = _LowRank.fit(x, y, RANK, data.has_next & ~held, ridge)
         weights.add_probe(layer, (part(x[held]) / spread).reshape(-1, layers, experts))
-        whole = _LowRank.fit(x, y, RANK, data.has_next, PROBE_RIDGE)
+        whole = _LowRank.fit(x, y, RANK, data.has_next, ridge)
         fitted.append(_Packed.of(whole, spread * deviation.reshape(-1), layers))
     start_in = np.concatenate([data.embedding[data.following], data.inputs[:, -1]], axis=1)
     start_y = data.margins[data.following].reshape(tokens, -1)

@@ -98,7 +98,7 @@ def recall(fitted: Probes, requests: list[TraceRequest], distance: int) -> float
 
 @pytest.mark.parametrize("distance", [1, 2, 3])
 def test_a_linear_rule_is_found(fitted: Probes, distance: int) -> None:
-    assert recall(fitted, linear_requests(2, 40, seed=1), distance) > 0.88
+    assert recall(fitted, linear_requests(20, 40, seed=1), distance) > 0.93
 
 
 def test_chance_is_not_found() -> None:
