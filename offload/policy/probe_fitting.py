@@ -1,7 +1,6 @@
 """Fitting the predictors of `probes` from traces.
 
-Ridge regression, reduced rank by the singular vectors of what it fits (Izenman 1975), weights as int8, the probes'
-many ones as int4.
+`low_rank` has the regressions and how their weights are kept; here is what they are fitted to, and their blend.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offload.errors import KnowledgeError
+from offload.policy.low_rank import LowRank, PackedProbe, rows_int8
 from offload.policy.past import PAST, Past
 from offload.policy.probes import (
     BEGINNING,
@@ -23,7 +23,6 @@ from offload.policy.probes import (
     Floats,
     Probes,
     group_of,
-    pack_nibbles,
     topic_layer,
     unit,
 )
@@ -42,12 +41,8 @@ TOPIC_TOKENS = 24
 """Coming tokens that the topic is to foretell."""
 CLIP = 2.5
 """Margins are clipped to this on both sides."""
-RIDGE = 300.0
-"""Weight of the penalty, against inputs with a mean square of one."""
 PROBE_RIDGE = 1000.0
-"""The same of the probes, which have most to fit; of fewer than ten times as many tokens, a tenth of their number."""
-STEP = 0.335
-"""Of numbers of four bits, in standard deviations: what loses least of a normal distribution (Max 1960)."""
+"""Penalty of the probes, which have most to fit; of fewer than ten times as many tokens, a tenth of them."""
 HELD_BACK = 5
 """Every fifth request is kept from the parts, for the blend; of fewer requests, the last fifth of all tokens."""
 SMALLEST = 256
@@ -81,7 +76,7 @@ def fit_probes(
     said[decoded], unseen[decoded] = told, held
     soon, later, odds = Past.fit(data.chosen, data.observed, experts, said, unseen)
     weights = _Blend(model, data, odds[decoded], told, held)
-    fitted: list[_Packed] = []
+    fitted: list[PackedProbe] = []
     ridge = min(PROBE_RIDGE, tokens / 10)
     deviation = data.margins.std(axis=0) + np.float32(1e-3)
     for layer in range(layers):
@@ -93,21 +88,21 @@ def fit_probes(
         importance = np.full(layers, 1.0, np.float32)
         importance[: layer + 1] = 0.7
         importance[layer + 1 : layer + 5] = 2.0
-        spread = np.repeat(importance, experts)
-        y = target.reshape(tokens, -1) * spread
-        part = _LowRank.fit(x, y, RANK, data.has_next & ~held, ridge)
-        weights.add_probe(layer, (part(x[held]) / spread).reshape(-1, layers, experts))
-        whole = _LowRank.fit(x, y, RANK, data.has_next, ridge)
-        fitted.append(_Packed.of(whole, spread * deviation.reshape(-1), layers))
+        importance = np.repeat(importance, experts)
+        y = target.reshape(tokens, -1) * importance
+        part = LowRank.fit(x, y, RANK, data.has_next & ~held, ridge)
+        weights.add_probe(layer, (part(x[held]) / importance).reshape(-1, layers, experts))
+        whole = LowRank.fit(x, y, RANK, data.has_next, ridge)
+        fitted.append(PackedProbe.of(whole, importance * deviation.reshape(-1), layers))
     start_in = np.concatenate([data.embedding[data.following], data.inputs[:, -1]], axis=1)
     start_y = data.margins[data.following].reshape(tokens, -1)
-    weights.add_start(_LowRank.fit(start_in, start_y, START_RANK, data.has_next & ~held)(start_in))
-    start = _LowRank.fit(start_in, start_y, START_RANK, data.has_next)
+    weights.add_start(LowRank.fit(start_in, start_y, START_RANK, data.has_next & ~held)(start_in))
+    start = LowRank.fit(start_in, start_y, START_RANK, data.has_next)
     progress("fit", layers, layers)
-    start_down, start_down_scale = _rows_int8(start.down)
-    start_up, start_up_scale = _rows_int8(start.up)
-    topic_down, topic_down_scale = _rows_int8(topic.down)
-    topic_up, topic_up_scale = _rows_int8(topic.up)
+    start_down, start_down_scale = rows_int8(start.down)
+    start_up, start_up_scale = rows_int8(start.up)
+    topic_down, topic_down_scale = rows_int8(topic.down)
+    topic_up, topic_up_scale = rows_int8(topic.up)
     return Probes(
         down=np.stack([one.down for one in fitted]),
         down_scale=np.stack([one.down_scale for one in fitted]),
@@ -207,7 +202,7 @@ def _held_back(request: NDArray[np.int64]) -> NDArray[np.bool_]:
     return result
 
 
-def _fit_topic(model: TraceModel, data: _Data, held: NDArray[np.bool_]) -> tuple[_LowRank, Floats, Floats]:
+def _fit_topic(model: TraceModel, data: _Data, held: NDArray[np.bool_]) -> tuple[LowRank, Floats, Floats]:
     """The topic's predictor, what one that has not seen `held` tokens says before each [T, N], the mean input [H].
 
     Fitted to the root of the share of the coming tokens that use an expert: what is used rarely counts more so.
@@ -226,66 +221,8 @@ def _fit_topic(model: TraceModel, data: _Data, held: NDArray[np.bool_]) -> tuple
     token = np.arange(len(values))
     end = np.minimum(token + TOPIC_TOKENS, np.searchsorted(data.request, data.request, side="right"))
     share = np.sqrt((used[end] - used[token]) / (end - token)[:, None]).astype(np.float32)
-    unseen = _LowRank.fit(x, share, TOPIC_RANK, ~held)
-    return _LowRank.fit(x, share, TOPIC_RANK, np.ones(len(x), bool)), unseen(x), mean
-
-
-class _LowRank:
-    """y = up @ (down @ x - centre) + mean."""
-
-    def __init__(self, down: Floats, up: Floats, centre: Floats, mean: Floats) -> None:
-        self.down, self.up, self.centre, self.mean = down, up, centre, mean
-
-    @classmethod
-    def fit(cls, x: Floats, y: Floats, rank: int, rows: NDArray[np.bool_], ridge: float = RIDGE) -> _LowRank:
-        """x: [T, X], y: [T, Y]; `rows` are used."""
-        x, y = x[rows], y[rows]
-        x_mean, y_mean = x.mean(axis=0), y.mean(axis=0)
-        x, y = x - x_mean, y - y_mean
-        root = np.linalg.cholesky(x.T @ x + ridge * np.eye(x.shape[1], dtype=np.float32))
-        projected = np.linalg.solve(root, x.T @ y)  # [X, Y]
-        _, vectors = np.linalg.eigh(projected @ projected.T)
-        leading = vectors[:, -min(rank, vectors.shape[1]) :]
-        down = np.ascontiguousarray(np.linalg.solve(root.T, leading).T).astype(np.float32)  # [R, X]
-        up = np.ascontiguousarray((leading.T @ projected).T).astype(np.float32)  # [Y, R]
-        return cls(down, up, (down @ x_mean).astype(np.float32), y_mean.astype(np.float32))
-
-    @property
-    def offset(self) -> Floats:
-        """What y is where x is nothing."""
-        result: Floats = (self.mean - self.up @ self.centre).astype(np.float32)
-        return result
-
-    def __call__(self, x: Floats) -> Floats:
-        result: Floats = ((x @ self.down.T - self.centre) @ self.up.T + self.mean).astype(np.float32)
-        return result
-
-
-@dataclass(slots=True)
-class _Packed:
-    """A layer's probe as `Probes` has it, without what is common to all."""
-
-    down: NDArray[np.int8]
-    down_scale: Floats
-    centre: Floats
-    up: NDArray[np.uint8]
-    up_scale: Floats
-
-    @classmethod
-    def of(cls, part: _LowRank, spread: Floats, layers: int) -> _Packed:
-        """`part`, divided by `spread`: [L * E]."""
-        odd = len(part.down) % 2
-        down = np.pad(part.down, ((0, odd), (0, 0)))
-        up = np.pad(part.up / spread[:, None], ((0, 0), (0, odd)))
-        # Four bits lose a share of each column's part in what is said. Few columns say most of it; turned so that
-        # all say about as much, they lose half (incoherence: Chee et al. 2023, arXiv 2307.13304).
-        size = np.sqrt(up.std(axis=0) + 1e-12)
-        turn = np.linalg.qr(np.random.default_rng(0).normal(size=(len(down), len(down))))[0]
-        up = ((up / size) @ turn).reshape(layers, -1, len(down))
-        up_scale = (STEP * up.std(axis=(1, 2)) + 1e-12).astype(np.float32)
-        bits, down_scale = _rows_int8(turn.T @ (down * size[:, None]))
-        centre = (turn.T @ (np.pad(part.centre, (0, odd)) * size)).astype(np.float32)
-        return cls(bits, down_scale, centre, pack_nibbles(up / up_scale[:, None, None]), up_scale)
+    unseen = LowRank.fit(x, share, TOPIC_RANK, ~held)
+    return LowRank.fit(x, share, TOPIC_RANK, np.ones(len(x), bool)), unseen(x), mean
 
 
 class _Blend:
@@ -413,9 +350,3 @@ def _gates(model: TraceModel, inputs: Floats) -> Floats:
 
 def _widen(bits: NDArray[np.uint16]) -> Floats:
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
-
-
-def _rows_int8(matrix: Floats) -> tuple[NDArray[np.int8], Floats]:
-    """A matrix as int8 with a scale a row."""
-    scale = (np.abs(matrix).max(axis=1) / 127 + 1e-12).astype(np.float32)
-    return np.rint(matrix / scale[:, None]).astype(np.int8), scale

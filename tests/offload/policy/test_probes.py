@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from offload.policy import probe_fitting
+from offload.policy import low_rank, probe_fitting
 from offload.policy.auto import Auto
 from offload.policy.knowledge import Knowledge
 from offload.policy.lookahead import softmax
@@ -175,14 +175,14 @@ def test_four_bits_say_nearly_what_was_fitted(rank: int) -> None:
     """Whatever the columns' sizes, a few % of the variance is lost."""
     random = np.random.default_rng(0)
     columns = 10.0 ** random.uniform(-1, 1, rank)
-    part = probe_fitting._LowRank(
+    part = low_rank.LowRank(
         random.normal(size=(rank, 20)),
         random.normal(size=(LAYERS * EXPERTS, rank)) * columns,
         random.normal(size=rank),
         random.normal(size=LAYERS * EXPERTS),
     )
     spread = random.uniform(0.5, 2, LAYERS * EXPERTS).astype(np.float32)
-    packed = probe_fitting._Packed.of(part, spread, LAYERS)
+    packed = low_rank.PackedProbe.of(part, spread, LAYERS)
     assert packed.up.shape == (LAYERS, EXPERTS, 3 if rank == 5 else 4)
     x = random.normal(size=(200, 20))
     z = (x @ packed.down.astype(np.float32).T) * packed.down_scale - packed.centre
@@ -195,7 +195,7 @@ def test_four_bits_say_nearly_what_was_fitted(rank: int) -> None:
 def test_int8_is_off_by_half_a_step_at_most() -> None:
     matrix = np.random.default_rng(0).normal(size=(7, 50)).astype(np.float32)
     matrix[3] = 0
-    bits, scale = probe_fitting._rows_int8(matrix)
+    bits, scale = low_rank.rows_int8(matrix)
     assert bits.dtype == np.int8
     assert (np.abs(bits * scale[:, None] - matrix) <= 0.501 * scale[:, None]).all()
     assert np.allclose(scale[np.arange(7) != 3], np.abs(matrix).max(axis=1)[np.arange(7) != 3] / 127)
