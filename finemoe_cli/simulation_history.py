@@ -15,7 +15,7 @@ import numpy as np
 
 from finemoe_cli.simulation import shape_of
 from offload.errors import FinemoeError, KnowledgeError, StorageError
-from offload.policy import auto, knowledge, past, probes
+from offload.policy import auto, knowledge, low_rank, past, probe_fitting, probes
 from offload.policy.knowledge import PROBES_FILE, Knowledge, Shape, knowledge_folder, load_knowledge
 from offload.policy.maps import MapStore, StoreModel, maps_file
 from offload.policy.maps import iteration as map_iterations
@@ -33,7 +33,7 @@ Progress = Callable[[str, int, int], None]
 KEPT = 8
 """Histories that stay in the cache folder; of more, those used longest ago go."""
 _DONE = "history.json"
-_SOURCES = (auto, knowledge, map_iterations, map_store, past, probes)
+_SOURCES = (auto, knowledge, low_rank, map_iterations, map_store, past, probe_fitting, probes)
 """What is learnt depends on all of them."""
 
 

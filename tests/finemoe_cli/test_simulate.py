@@ -22,6 +22,7 @@ from finemoe_cli.simulation_arguments import simulated_policies
 from finemoe_cli.simulation_history import learn
 from finemoe_cli.simulation_report import METRICS
 from offload.errors import ConfigError, StorageError, TraceError
+from offload.policy import probe_fitting
 from offload.policy.knowledge import Knowledge
 from offload.policy.probe_fitting import TooLittle
 from offload.telemetry.routing import Read
@@ -189,6 +190,13 @@ def test_what_was_learnt_is_learnt_once(trace: Path, tmp_path: Path) -> None:
     next(tmp_path.rglob("probes.safetensors")).write_bytes(b"nothing")
     told(history[:-1])
     assert_same_knowledge(first, told(history))
+
+
+def test_another_way_of_fitting_is_another_history() -> None:
+    fitting = {getattr(value, "__module__", "") for value in vars(probe_fitting).values()}
+    needed = {name for name in fitting if isinstance(name, str) and name.startswith("offload.policy.")}
+    assert {"offload.policy.low_rank", "offload.policy.probe_fitting"} <= needed
+    assert needed <= {module.__name__ for module in simulation_history._SOURCES}
 
 
 def assert_same_knowledge(one: Knowledge, other: Knowledge) -> None:
