@@ -56,7 +56,8 @@ PROMPT_EXPERT_S = 0.1e-3
 
 AUTO_WAIT = ((0.0, 0.30), (0.5, 0.36), (1.5, 0.69), (4.0, 0.80))
 """Waiting of policy ``auto`` / waiting of ``demand``, by the time that reading an expert takes in units of
-computing a layer: middles of the table in ``docs/policies.md``. From the last on it stays."""
+computing a layer: about what it is without predictors, .71 to .73 at 1.5; with them it waits less
+(``docs/policies.md``). From the last on it stays."""
 
 PROMPT_TOKENS = 40
 """Length of the prompt that the time to first token is for: the mean of chat prompts in the field's data sets."""
