@@ -69,7 +69,7 @@ def main() -> None:
                     shutil.copytree(prepared, own)
                     said = json.loads(finemoe(own, "run", *engine, "-n", str(options.tokens), question))
                     counts = said["experts"]["decode"]
-                    of.append(sum(counts[kind] for kind in ("resident", "prefetched", "late", "missed")))
+                    of.append(counts["selections"])
                     hits.append(counts["resident"] + counts["prefetched"])
                 rates = [hit / total for hit, total in zip(hits, of, strict=True)]
                 print(
