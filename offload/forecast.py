@@ -192,7 +192,7 @@ class MachineRates:
         disk_rates: Threads, rising from 1, and the bytes a second that they read together: random experts of this
             size, past the page cache where that is allowed.
         lanes: Reading threads.
-        kernel_bytes_per_s: Weights that the decode kernels multiply a vector with, one thread.
+        kernel_bytes_per_s: Weights that the decode kernels multiply a vector with, with all threads of an engine.
         memory_bytes_per_s: One thread reading a buffer that no cache holds.
         prompt_bytes_per_s: Weights that torch multiplies a few tokens with, in bfloat16.
         flops: Operations a second that torch does for a short prompt, in bfloat16.

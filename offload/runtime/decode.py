@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from offload.memory.arena import HostArena
 from offload.memory.residency import Residency
 from offload.models import ModelSpec
-from offload.precision import GROUP, Precision
+from offload.precision import Precision
 from offload.runtime.kernels.places import IN_PACKED
 from offload.runtime.kv import KVCache
 from offload.runtime.loading import DenseWeights
+from offload.runtime.team import Team, make_scratch
 from offload.runtime.watch import Watch
 from offload.store.base import ExpertStore
 from offload.telemetry.counters import Counters
@@ -102,7 +103,9 @@ class FastDecoder:
         fetcher: ExpertFetcher,
         counters: Counters,
         watch: Watch,
+        threads: int,
     ) -> None:
+        """Args: threads: That multiply matrices with vectors, the caller's among them."""
         self._watch = watch
         self._spec = spec
         self._dense = dense
@@ -141,10 +144,11 @@ class FastDecoder:
         self._heads = _floats(spec.num_heads * spec.head_dim)
         self._scores = _floats(spec.num_heads // spec.num_kv_heads, cache.context)
         self._wide = _floats(hidden)
-        self._gate_up = _floats(2 * widest)
-        self._gated = _floats(widest)
+        self._gate_up = _floats(spec.top_k, 2 * widest)
+        self._gated = _floats(spec.top_k, widest)
         columns = max(hidden, widest, spec.num_heads * spec.head_dim)
-        self._levels = np.zeros(columns, np.int16), np.zeros(-(-columns // GROUP), np.int32)
+        self._scratch = make_scratch(spec.top_k, columns)
+        self._team = Team(threads, self._kernels, self._weights)
         self._rows = _floats(spec.top_k, hidden)
         self._done = np.zeros(spec.top_k, np.uint8)
         self._residuals = _floats(layers, hidden)
@@ -182,9 +186,21 @@ class FastDecoder:
         logits = np.empty(self._spec.vocab_size, np.float32)
         dense = self._dense
         self._kernels.head(
-            self._x, dense.norm, dense.eps, dense.packed, dense.head_at, self._normed, self._levels, logits
+            self._x,
+            dense.norm,
+            dense.eps,
+            dense.packed,
+            dense.head_at,
+            self._normed,
+            self._scratch,
+            self._team.board,
+            logits,
         )
         return torch.from_numpy(logits).view(1, 1, -1)
+
+    def close(self) -> None:
+        """Have the helpers end; nobody calls `step` any more."""
+        self._team.close()
 
     def _look(self, layer: int) -> None:
         """Have the policy look behind the router of a layer that has all it needs."""
@@ -236,7 +252,7 @@ class FastDecoder:
                 self._gate_up_at, self._down_at, self._residency.slot_of, self._residency.state, self._slot_size,
                 self._x, self._normed, self._qkv, self._heads, self._scores, self._wide, self._residuals,
                 self._shared, self._probabilities, self._chosen, self._shares, self._gate_up, self._gated,
-                self._levels, self._rows, self._done, fetcher.fresh, fetcher.kind_of,
+                self._scratch, self._team.board, self._rows, self._done, fetcher.fresh, fetcher.kind_of,
                 counters.tally[fetcher.phase], counters.uses, fetcher.last_used, fetcher.clock,
             )
         )  # fmt: skip
@@ -245,7 +261,7 @@ class FastDecoder:
         dense = self._dense
         self._kernels.compute_shared(
             layer, self._dims, dense.at, dense.layers, dense.packed_layers, self._normed, self._gate_up,
-            self._gated, self._levels, self._shared,
+            self._gated, self._scratch, self._team.board, self._shared,
         )  # fmt: skip
 
     def _compute_rows(self, layer: int) -> int:
@@ -253,7 +269,7 @@ class FastDecoder:
             self._kernels.compute_rows(
                 layer, self._dims, self._weights, self._gate_up_at, self._down_at, self._residency.slot_of,
                 self._residency.state, self._slot_size, self._normed, self._chosen, self._gate_up, self._gated,
-                self._levels, self._rows, self._done,
+                self._scratch, self._team.board, self._rows, self._done,
             )
         )  # fmt: skip
 

@@ -127,6 +127,17 @@ def _without_meta_registrations() -> Iterator[None]:
     finally:
         del sys.modules[name]
     vars(sys.modules["torch"]).pop("_meta_registrations", None)
+    _let_generators_be_made(sys.modules["torch"])
+
+
+def _let_generators_be_made(torch: Any) -> None:
+    """`torch.Generator` has a metaclass, which torch 2.13 sets in a module that only meta registrations import."""
+    try:
+        torch.Generator()
+    except RuntimeError:
+        from torch._opaque_base import OpaqueBaseMeta
+
+        torch._C._set_generator_metaclass(OpaqueBaseMeta)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -34,6 +34,9 @@ from offload.telemetry.snapshot import IoFacts, MemoryUse
 from offload.transfer.fetch import ExpertFetcher
 from offload.transfer.lanes import Lanes
 
+if TYPE_CHECKING:
+    from offload.runtime.decode import FastDecoder
+
 
 class LoadedModel:
     """What `load_model` gives: the parts, wired together. All methods but `propose_...`, `memory_use` and
@@ -56,7 +59,7 @@ class LoadedModel:
         watch: Watch,
         plan: MemoryPlan,
         fraction: float | None,
-        decode: Callable[[int], torch.Tensor] | None,
+        decoder: FastDecoder | None,
         shape: Shape,
         knowledge: Path | None,
     ) -> None:
@@ -75,7 +78,7 @@ class LoadedModel:
         self._store = store
         self._tier = tier
         self._lanes = lanes
-        self._decode = decode
+        self._decoder = decoder
         self._shape = shape
         self._knowledge = knowledge
         self._proposed: MemoryPlan | None = None
@@ -98,8 +101,10 @@ class LoadedModel:
             self.apply_changes()
             self.fetcher.begin_forward()
             input_ids = kwargs["input_ids"]
-            if self._decode is not None and input_ids.shape == (1, 1):
-                output = MoeCausalLMOutputWithPast(logits=self._decode(int(input_ids)), past_key_values=self.cache)
+            if self._decoder is not None and input_ids.shape == (1, 1):
+                output = MoeCausalLMOutputWithPast(
+                    logits=self._decoder.step(int(input_ids)), past_key_values=self.cache
+                )
             else:
                 self.watch.begin_torch(self.model, input_ids, self.cache.length)
                 output = reference(*args, **kwargs)
@@ -214,7 +219,9 @@ class LoadedModel:
         self.keep_learnt()
         self._lanes.close()
         self._store.close()
-        self._decode = None
+        if self._decoder is not None:
+            self._decoder.close()
+            self._decoder = None
         self.model = None
         gc.collect()
         self._tier.close()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-import psutil
 import torch
 
 from offload.config import DEFAULT_EXPERTS_FRACTION, EngineConfig
@@ -21,6 +20,7 @@ from offload.policy import Rates, RouterWeights, Surroundings, make_policy
 from offload.policy.knowledge import Shape, likeliest_experts, load_knowledge, policy_bytes_of
 from offload.precision import BF16
 from offload.runtime.compile import compile_kernels
+from offload.runtime.cores import computing_threads
 from offload.runtime.device import base_bytes, choose_device, device_memory_bytes
 from offload.runtime.experts import ArenaExperts
 from offload.runtime.kv import KVCache, attention_windows
@@ -65,7 +65,7 @@ def load_model(config: EngineConfig, progress: Progress | None = None) -> Loaded
     spec = read_spec(config.model)
     index = CheckpointIndex.open(spec.folder)
     device = choose_device(config.device)
-    torch.set_num_threads(config.threads or psutil.cpu_count(logical=False) or 1)
+    torch.set_num_threads(computing_threads(config.threads))
     store = open_store(spec, index, config.precision, packs_folder=config.packs_folder)
     try:
         return _load(config, spec, index, store, device, progress)
@@ -168,14 +168,15 @@ def _load(
     layers = [module for module in model.modules() if isinstance(module, ArenaExperts)]
     for number, module in enumerate(layers):
         module.attach(number, spec.num_experts, fetcher, views)
-    decode = None
+    decoder = None
     if kernels == "fast":
         from offload.runtime.decode import FastDecoder, dense_view
 
         assert dense is not None
         view = dense_view(spec, model, dense, cache.context)
-        decoder = FastDecoder(spec, view, cache, store, host_tier.arena, residency, fetcher, counters, watch)
-        decode = decoder.step
+        decoder = FastDecoder(
+            spec, view, cache, store, host_tier.arena, residency, fetcher, counters, watch, torch.get_num_threads()
+        )
     return LoadedModel(
         spec,
         device,
@@ -192,7 +193,7 @@ def _load(
         watch,
         plan,
         fraction if config.budget_bytes is None else None,
-        decode,
+        decoder,
         shape,
         config.knowledge,
     )

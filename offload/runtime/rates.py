@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from offload.files import Progress
 from offload.memory.pages import huge_pages
 from offload.runtime.compile import compile_kernels
+from offload.runtime.cores import computing_threads
 
 _SECONDS = 0.7
 _HIDDEN = 2048
@@ -29,16 +30,24 @@ PROMPT_TOKENS = 40
 
 
 def measure_kernel_rate(seconds: float = _SECONDS, rows: int = _ROWS, progress: Progress | None = None) -> float:
-    """Bytes of weights a second that the decode kernels multiply a vector with, on one thread."""
+    """Bytes of weights a second that the decode kernels multiply a vector with, on an engine's threads."""
     compile_kernels(progress)
     from offload.runtime.kernels import bf16
+    from offload.runtime.team import Team, make_scratch
 
     table = _weights(rows)
     x, normed = np.ones(_HIDDEN, np.float32), np.empty(_HIDDEN, np.float32)
     norm, logits = np.full(_HIDDEN, _ONE, np.uint16), np.empty(rows, np.float32)
-    eps, levels = np.float32(1e-6), (np.empty(0, np.int16), np.empty(0, np.int32))
-    weights = table.reshape(-1)
-    return table.nbytes / _median(lambda: bf16.head(x, norm, eps, weights, 0, normed, levels, logits), seconds)
+    eps, weights = np.float32(1e-6), table.reshape(-1)
+    scratch = make_scratch(1, _HIDDEN)
+    team = Team(computing_threads(), bf16, weights)
+    try:
+        seconds_each = _median(
+            lambda: bf16.head(x, norm, eps, weights, 0, normed, scratch, team.board, logits), seconds
+        )
+    finally:
+        team.close()
+    return table.nbytes / seconds_each
 
 
 def measure_prompt_rates(seconds: float = _SECONDS, rows: int = _ROWS) -> tuple[float, float]:
@@ -47,11 +56,10 @@ def measure_prompt_rates(seconds: float = _SECONDS, rows: int = _ROWS) -> tuple[
     Returns:
         Bytes of weights a second that a few tokens are multiplied with, and operations a second for a short prompt.
     """
-    import psutil
     import torch
     from torch.nn.functional import linear
 
-    torch.set_num_threads(psutil.cpu_count(logical=False) or 1)  # As the engine does.
+    torch.set_num_threads(computing_threads())  # As the engine does.
     weights = torch.from_numpy(_weights(rows)).view(torch.bfloat16)
     few = torch.ones(FEW_TOKENS, _HIDDEN, dtype=torch.bfloat16)
     prompt = torch.ones(PROMPT_TOKENS, _HIDDEN, dtype=torch.bfloat16)

@@ -35,6 +35,7 @@ def open_engine(
     context: int = 1024,
     policy: str = "auto",
     precision: Precision = "bf16",
+    threads: int | None = None,
 ) -> Engine:
     """An engine on the CPU with a share of the experts resident."""
     return Engine(
@@ -47,6 +48,7 @@ def open_engine(
             lanes=2,
             policy=policy,
             precision=precision,
+            threads=threads,
         )
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from numba import njit, uint16
 
-from offload.runtime.kernels import layers
+from offload.runtime.kernels import layers, team
 from offload.runtime.kernels.matvec import OPTIONS
 from offload.runtime.kernels.signatures import signatures
 
@@ -14,3 +14,4 @@ compute_rows = njit(_types.compute_rows, **OPTIONS)(layers.compute_rows)
 run_layers = njit(_types.run_layers, **OPTIONS)(layers.run_layers)
 embed = njit(_types.embed, **OPTIONS)(layers.embed)
 head = njit(_types.head, **OPTIONS)(layers.head)
+help_out = njit(_types.help_out, **OPTIONS)(team.help_out)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from offload.runtime.kernels.exponential import exp
 from offload.runtime.kernels.matvec import OPTIONS, matvec, narrow, widen, widen_row
 from offload.runtime.kernels.places import (
     AT_INPUT_NORM,
@@ -42,6 +43,8 @@ from offload.runtime.kernels.places import (
     TALLY_RESIDENT,
     TOP_K,
 )
+from offload.runtime.kernels.rows import bf16_columns, bf16_dot
+from offload.runtime.kernels.team import product, products
 
 
 @njit(**OPTIONS)
@@ -61,7 +64,7 @@ def _gated(gate_up, size, out):
     """out[i] = silu(gate_up[i]) * gate_up[size + i]."""
     for i in range(size):
         gate = gate_up[i]
-        out[i] = gate / (np.float32(1.0) + np.exp(-gate)) * gate_up[size + i]
+        out[i] = gate / (np.float32(1.0) + exp(-gate)) * gate_up[size + i]
 
 
 @njit(**OPTIONS)
@@ -82,40 +85,28 @@ def _attend(q, keys, values, length, group, scale, scores, out):
     q, out: [group, D] float32; keys, values: [C, D] bfloat16 bits; scores: [group, C] float32.
     """
     width = q.shape[1]
+    bits, numbers = keys.reshape(-1), values.reshape(-1)
     for t in range(length):
-        key = keys[t]
         for g in range(group):
-            total = np.float32(0.0)
-            head = q[g]
-            for d in range(width):
-                total += widen(key[d]) * head[d]
-            scores[g, t] = total * scale
+            scores[g, t] = bf16_dot(bits, t * width, width, q[g]) * scale
     for g in range(group):
-        row = scores[g]
+        row = scores[g, :length]
         top = row[0]
         for t in range(1, length):
             top = max(top, row[t])
         total = np.float32(0.0)
         for t in range(length):
-            row[t] = np.exp(row[t] - top)
+            row[t] = exp(row[t] - top)
             total += row[t]
         inverse = np.float32(1.0) / total
         for t in range(length):
             row[t] *= inverse
-        for d in range(width):
-            out[g, d] = np.float32(0.0)
-    for t in range(length):
-        value = values[t]
-        for g in range(group):
-            share = scores[g, t]
-            target = out[g]
-            for d in range(width):
-                target[d] += share * widen(value[d])
+        bf16_columns(numbers, 0, length, width, row, out[g])
 
 
 @njit(**OPTIONS)
 def _attention(
-    layer, position, dims, at, dense, packed, eps, rope, cache, x, normed, qkv, heads, scores, wide, levels
+    layer, position, dims, at, dense, packed, eps, rope, cache, x, normed, qkv, heads, scores, wide, scratch, team
 ):  # fmt: skip
     """Norm, projections, rotary embedding, cache, attention, output projection; adds its result to x."""
     width, queries, groups = dims[HEAD_DIM], dims[Q_HEADS], dims[KV_HEADS]
@@ -123,7 +114,7 @@ def _attention(
     weights, matrices = dense[layer], packed[layer]
     _rms_norm(x, weights, at[AT_INPUT_NORM], eps, normed)
     rows = (queries + 2 * groups) * width
-    matvec(matrices, at[AT_QKV], rows, normed, qkv, levels)
+    product(matrices, at[AT_QKV], rows, normed, qkv, scratch, team)
     if at[AT_QKV_BIAS] >= 0:
         bias = weights[at[AT_QKV_BIAS] : at[AT_QKV_BIAS] + rows]
         for r in range(rows):
@@ -157,17 +148,17 @@ def _attention(
             scores,
             out[first : first + group],
         )
-    matvec(matrices, at[AT_OUT], hidden, heads[: queries * width], wide, levels)
+    product(matrices, at[AT_OUT], hidden, heads[: queries * width], wide, scratch, team)
     for i in range(hidden):
         x[i] += wide[i]
 
 
 @njit(**OPTIONS)
-def _route(layer, dims, at, dense, normed, probabilities, chosen, shares, levels):
+def _route(layer, dims, at, dense, normed, probabilities, chosen, shares, scratch):
     """Router: softmax over all experts, the top K in falling order (ties to the lower index)."""
     experts, top_k = dims[EXPERTS], dims[TOP_K]
     p = probabilities[layer]
-    matvec(dense[layer], at[AT_ROUTER], experts, normed, p, levels)
+    matvec(dense[layer], at[AT_ROUTER], experts, normed, p, (scratch[0][0], scratch[1][0]))
     top = p[0]
     for e in range(1, experts):
         top = max(top, p[e])
@@ -195,15 +186,7 @@ def _route(layer, dims, at, dense, normed, probabilities, chosen, shares, levels
             shares[layer, k] /= taken
 
 
-@njit(**OPTIONS)
-def _expert(arena, gate_up_at, down_at, dims, normed, gate_up, gated, levels, out):
-    size = dims[EXPERT_SIZE]
-    matvec(arena, gate_up_at, 2 * size, normed, gate_up, levels)
-    _gated(gate_up, size, gated)
-    matvec(arena, down_at, dims[HIDDEN], gated[:size], out, levels)
-
-
-def compute_shared(layer, dims, at, dense, packed, normed, gate_up, gated, levels, shared):
+def compute_shared(layer, dims, at, dense, packed, normed, gate_up, gated, scratch, team, shared):
     """shared[layer] = what the layer's shared expert, which every token goes through, adds; zeros without one."""
     size, hidden = dims[SHARED_SIZE], dims[HIDDEN]
     out = shared[layer]
@@ -211,9 +194,9 @@ def compute_shared(layer, dims, at, dense, packed, normed, gate_up, gated, level
         out[:] = 0
         return
     weights, matrices = dense[layer], packed[layer]
-    matvec(matrices, at[AT_SHARED_GATE_UP], 2 * size, normed, gate_up, levels)
-    _gated(gate_up, size, gated)
-    matvec(matrices, at[AT_SHARED_DOWN], hidden, gated[:size], out, levels)
+    product(matrices, at[AT_SHARED_GATE_UP], 2 * size, normed, gate_up[0], scratch, team)
+    _gated(gate_up[0], size, gated[0])
+    product(matrices, at[AT_SHARED_DOWN], hidden, gated[0][:size], out, scratch, team)
     gate = np.float32(0.0)
     gate_row = weights[at[AT_SHARED_GATE] : at[AT_SHARED_GATE] + hidden]
     for i in range(hidden):
@@ -225,33 +208,36 @@ def compute_shared(layer, dims, at, dense, packed, normed, gate_up, gated, level
 
 def compute_rows(
     layer, dims, arena, gate_up_at, down_at, slot_of, state, slot_size,
-    normed, chosen, gate_up, gated, levels, rows, done,
+    normed, chosen, gate_up, gated, scratch, team, rows, done,
 ):  # fmt: skip
     """Compute those of one layer's chosen experts that are resident and not computed yet.
 
     rows: [K, H] float32, one row an expert in router order; done: [K] uint8, rows already there. Returns the number
     of rows still to come.
     """
-    missing = 0
+    size, hidden = dims[EXPERT_SIZE], dims[HIDDEN]
+    places, targets = scratch[3], scratch[4]
+    there = missing = 0
     for k in range(dims[TOP_K]):
         if done[k] == 0:
             expert = layer * dims[EXPERTS] + chosen[layer, k]
             if state[expert] == RESIDENT:
-                slot = slot_of[expert] * slot_size
-                _expert(
-                    arena,
-                    slot + gate_up_at[expert],
-                    slot + down_at[expert],
-                    dims,
-                    normed,
-                    gate_up,
-                    gated,
-                    levels,
-                    rows[k],
-                )
-                done[k] = 1
+                places[there], targets[there] = slot_of[expert] * slot_size + gate_up_at[expert], there
+                there += 1
             else:
                 missing += 1
+    if there == 0:
+        return missing
+    products(arena, there, 2 * size, hidden, normed.reshape(1, -1), gate_up, scratch, team)
+    there = 0
+    for k in range(dims[TOP_K]):
+        expert = layer * dims[EXPERTS] + chosen[layer, k]
+        if done[k] == 0 and state[expert] == RESIDENT:
+            _gated(gate_up[there], size, gated[there])
+            places[there], targets[there] = slot_of[expert] * slot_size + down_at[expert], k
+            done[k] = 1
+            there += 1
+    products(arena, there, hidden, size, gated, rows, scratch, team)
     return missing
 
 
@@ -262,7 +248,7 @@ _compute_rows = njit(**OPTIONS)(compute_rows)
 def run_layers(
     first, last, resume, pause, position, dims, at, eps, dense, packed, rope, cache, arena, gate_up_at, down_at,
     slot_of, state, slot_size, x, normed, qkv, heads, scores, wide, residuals, shared, probabilities, chosen,
-    shares, gate_up, gated, levels, rows, done, fresh, kind_of, tally, uses, last_used, clock,
+    shares, gate_up, gated, scratch, team, rows, done, fresh, kind_of, tally, uses, last_used, clock,
 ):  # fmt: skip
     """Run layers first..last-1 on the residual x, and stop before the experts of a layer that misses one.
 
@@ -280,11 +266,11 @@ def run_layers(
         if not (resume and layer == first):
             _attention(
                 layer, position, dims, at, dense, packed, eps, rope, cache, x, normed, qkv, heads, scores, wide,
-                levels,
+                scratch, team,
             )  # fmt: skip
             residuals[layer] = x
             _rms_norm(x, dense[layer], at[AT_POST_NORM], eps, normed)
-            _route(layer, dims, at, dense, normed, probabilities, chosen, shares, levels)
+            _route(layer, dims, at, dense, normed, probabilities, chosen, shares, scratch)
             done[:] = 0
             for k in range(top_k):
                 if state[layer * experts + chosen[layer, k]] != RESIDENT:
@@ -297,12 +283,12 @@ def run_layers(
                 tally[kind, layer] += 1
                 uses[expert] += 1
                 last_used[expert] = clock + layer
-            _compute_shared(layer, dims, at, dense, packed, normed, gate_up, gated, levels, shared)
+            _compute_shared(layer, dims, at, dense, packed, normed, gate_up, gated, scratch, team, shared)
             if pause:
                 return -1 - layer
         _compute_rows(
             layer, dims, arena, gate_up_at, down_at, slot_of, state, slot_size,
-            normed, chosen, gate_up, gated, levels, rows, done,
+            normed, chosen, gate_up, gated, scratch, team, rows, done,
         )  # fmt: skip
         extra = shared[layer]
         for i in range(hidden):
@@ -318,7 +304,7 @@ def embed(packed, at, token, x):
     widen_row(packed, at, token, x)
 
 
-def head(x, norm, eps, packed, at, normed, levels, logits):
+def head(x, norm, eps, packed, at, normed, scratch, team, logits):
     """logits = table @ norm(x). norm: [H] bfloat16 bits; the table begins at packed[at]; logits: [V] float32."""
     _rms_norm(x, norm, 0, eps, normed)
-    matvec(packed, at, logits.shape[0], normed, logits, levels)
+    product(packed, at, logits.shape[0], normed, logits, scratch, team)

@@ -25,3 +25,36 @@ IN_PACKED = (AT_QKV, AT_OUT, AT_SHARED_GATE_UP, AT_SHARED_DOWN)
 
 # Rows of the `tally` array.
 TALLY_RESIDENT, TALLY_PREFETCHED, TALLY_LATE, TALLY_MISSED = range(4)
+
+# Positions on the board of a team, an array of int64: of what does not change while its helpers live, ...
+TEAM_HELPERS, TEAM_STOP, TEAM_LEAST, TEAM_CHUNK, TEAM_PRODUCT = range(5)
+TEAM_LINE = 16
+"""Items from one line to the next: two lines of a cache, as processors fetch them in pairs."""
+TEAM_CLOCK = 8
+"""... of two items of the caller's own, ..."""
+# ... of what is to be multiplied: addresses, counts, and the items from one matrix's vector to the next one's, ...
+(
+    JOB_WEIGHTS,
+    JOB_PLACES,
+    JOB_TARGETS,
+    JOB_NUMBER,
+    JOB_CHUNKS,
+    JOB_UNITS,
+    JOB_EACH,
+    JOB_COLUMNS,
+    JOB_X,
+    JOB_X_STEP,
+    JOB_LEVELS,
+    JOB_LEVELS_STEP,
+    JOB_SUMS,
+    JOB_SUMS_STEP,
+    JOB_STEPS,
+    JOB_OUT,
+    JOB_OUT_STEP,
+) = range(TEAM_LINE, TEAM_LINE + 17)
+TEAM_HELPER = 3 * TEAM_LINE
+"""... of the first helper, ..."""
+TEAM_HELPER_ITEMS = 4 * TEAM_LINE
+# ... and from there on of its words.
+RUN_AT, DONE_AT, ASLEEP_AT, OWN_AT = 0, TEAM_LINE, 2 * TEAM_LINE, 3 * TEAM_LINE
+SEMAPHORE_AT = ASLEEP_AT + 4

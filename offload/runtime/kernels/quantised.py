@@ -16,7 +16,7 @@ from numba import njit, types
 from numba.extending import overload
 
 from offload.precision import GROUP, INT4_GROUP_BYTES, INT4_HEAD_BYTES, TILE_ROWS
-from offload.runtime.kernels.matvec import INSIDE, matvec, widen, widen_row
+from offload.runtime.kernels.matvec import INSIDE, level, multiply_units, unit, widen, widen_row
 from offload.runtime.kernels.tiles import int4_tile, int8_tile
 from offload.runtime.kernels.unpacking import unpack_int4, unpack_int8
 
@@ -47,38 +47,65 @@ def _to_levels(x, at_most, levels):
     return step
 
 
-@overload(matvec, jit_options=INSIDE)
-def _matvec_int8(weights, at, rows, x, out, levels):
-    if weights.dtype is not types.int8:
-        return None
-
-    def int8(weights, at, rows, x, out, levels):
-        columns = x.shape[0]
-        step = _to_levels(x, _INT8_SUM, levels[0])
-        tile = _TILE_HEAD + TILE_ROWS * columns
-        for number in range(rows // TILE_ROWS):
-            int8_tile(weights, at + number * tile, columns, levels[0], step, out, number * TILE_ROWS)
-
-    return int8
+@overload(level, jit_options=INSIDE)
+def _level_int8(weights, x, levels):
+    if weights.dtype is types.int8:
+        return lambda weights, x, levels: _to_levels(x, _INT8_SUM, levels[0])
+    return None
 
 
-@overload(matvec, jit_options=INSIDE)
-def _matvec_int4(weights, at, rows, x, out, levels):
+@overload(level, jit_options=INSIDE)
+def _level_int4(weights, x, levels):
     if weights.dtype is not types.uint8:
         return None
 
-    def int4(weights, at, rows, x, out, levels):
-        columns = x.shape[0]
+    def int4(weights, x, levels):
         whole, sums = levels
         step = _to_levels(x, np.float32(2.0**40), whole)  # a group's sum always fits
-        for group in range(columns // GROUP):
+        for group in range(x.shape[0] // GROUP):
             total = np.int32(0)
             for c in range(group * GROUP, (group + 1) * GROUP):
                 total += np.int32(whole[c])
             sums[group] = total
+        return step
+
+    return int4
+
+
+@overload(unit, jit_options=INSIDE)
+def _unit_quantised(weights, columns):
+    if weights.dtype is types.int8:
+        return lambda weights, columns: (TILE_ROWS, _TILE_HEAD + TILE_ROWS * columns)
+    if weights.dtype is types.uint8:
+        return lambda weights, columns: (TILE_ROWS, INT4_GROUP_BYTES * (columns // GROUP))
+    return None
+
+
+@overload(multiply_units, jit_options=INSIDE)
+def _multiply_units_int8(weights, at, first, count, x, levels, step, out, to):
+    if weights.dtype is not types.int8:
+        return None
+
+    def int8(weights, at, first, count, x, levels, step, out, to):
+        columns = x.shape[0]
+        tile = _TILE_HEAD + TILE_ROWS * columns
+        for number in range(count):
+            int8_tile(weights, at + (first + number) * tile, columns, levels[0], step, out, to + number * TILE_ROWS)
+
+    return int8
+
+
+@overload(multiply_units, jit_options=INSIDE)
+def _multiply_units_int4(weights, at, first, count, x, levels, step, out, to):
+    if weights.dtype is not types.uint8:
+        return None
+
+    def int4(weights, at, first, count, x, levels, step, out, to):
+        columns = x.shape[0]
         tile = INT4_GROUP_BYTES * (columns // GROUP)
-        for number in range(rows // TILE_ROWS):
-            int4_tile(weights, at + number * tile, columns, whole, sums, step, out, number * TILE_ROWS)
+        for number in range(count):
+            place = at + (first + number) * tile
+            int4_tile(weights, place, columns, levels[0], levels[1], step, out, to + number * TILE_ROWS)
 
     return int4
 

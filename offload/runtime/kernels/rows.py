@@ -1,4 +1,4 @@
-"""Products of one row of bfloat16 weights with a vector.
+"""Products of rows of bfloat16 weights with a vector: of each row, and of each column.
 
 A loop that widens weights keeps fewer reads under way than memory could serve, so it asks for what comes a few
 kilobytes later. Numba's own loops are not made vector code any more where they do, so this one is written in LLVM's
@@ -24,6 +24,8 @@ from offload.runtime.kernels.vectors import (
     load,
     prefetch,
     shuffle,
+    splat,
+    store,
     vector,
     widened,
 )
@@ -67,3 +69,48 @@ def bf16_dot(typing_context: Any, weights: Any, at: Any, columns: Any, x: Any) -
         return rest.sums[0]
 
     return types.float32(weights, types.int64, types.int64, x), generate
+
+
+@intrinsic
+def bf16_columns(typing_context: Any, weights: Any, at: Any, rows: Any, columns: Any, x: Any, out: Any) -> Any:
+    """out[c] = sum_r x[r] * weights[at + r * columns + c]. weights: uint16, bfloat16 bits; x: [rows], float32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+        _, at, rows, columns, _, _ = arguments
+        begin = builder.gep(data(context, builder, signature, arguments, 0), [at])
+        x = data(context, builder, signature, arguments, 4)
+        out = data(context, builder, signature, arguments, 5)
+        wide = builder.mul(builder.sdiv(columns, I64(LANES)), I64(LANES))
+        four = builder.mul(builder.sdiv(rows, I64(_CHAINS)), I64(_CHAINS))
+        with Loop(builder, wide, LANES, []) as block:
+            place = builder.gep(begin, [block.index])
+            with Loop(builder, four, _CHAINS, [constant(F32, 0.0)] * _CHAINS) as loop:
+                for chain in range(_CHAINS):
+                    row = builder.add(loop.index, I64(chain))
+                    loop.sums[chain] = _add_row(builder, loop.sums[chain], place, row, columns, x)
+            total = loop.sums[0]
+            for chain in range(1, _CHAINS):
+                total = builder.fadd(total, loop.sums[chain], flags=_FAST)
+            with Loop(builder, builder.sub(rows, four), 1, [total]) as rest:
+                row = builder.add(four, rest.index)
+                rest.sums[0] = _add_row(builder, rest.sums[0], place, row, columns, x)
+            store(builder, builder.gep(out, [block.index]), rest.sums[0], align=4)
+        with Loop(builder, builder.sub(columns, wide), 1, []) as block:
+            column = builder.add(wide, block.index)
+            place = builder.gep(begin, [column])
+            with Loop(builder, rows, 1, [F32(0.0)]) as loop:
+                bits = builder.zext(builder.load(builder.gep(place, [builder.mul(loop.index, columns)])), I32)
+                weight = builder.bitcast(builder.shl(bits, I32(16)), F32)
+                product = builder.fmul(weight, builder.load(builder.gep(x, [loop.index])), flags=_FAST)
+                loop.sums[0] = builder.fadd(loop.sums[0], product, flags=_FAST)
+            builder.store(loop.sums[0], builder.gep(out, [column]))
+        return context.get_dummy_value()
+
+    return types.void(weights, types.int64, types.int64, types.int64, x, out), generate
+
+
+def _add_row(builder: Any, total: Any, place: Any, row: Any, columns: Any, x: Any) -> Any:
+    """total + x[row] times the sixteen weights of the row that are `row` * `columns` behind `place`."""
+    weights = widened(builder, builder.gep(place, [builder.mul(row, columns)]), align=2)
+    share = splat(builder, builder.load(builder.gep(x, [row])))
+    return builder.fadd(total, builder.fmul(weights, share, flags=_FAST), flags=_FAST)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from offload.models import read_spec
+from offload.runtime import team
 from tests.support.checkpoints import swap_experts, tiny_checkpoint
 from tests.support.engines import assert_same, greedy, open_engine
 from tests.support.prompts import PROMPTS
@@ -43,6 +44,19 @@ def test_the_budget_never_reaches_the_logits(tiny: Path, kernels: str) -> None:
         with open_engine(tiny, fraction, kernels) as engine:
             for prompt, resident in zip(TINY_PROMPTS, expected, strict=True):
                 assert_same(greedy(engine, prompt, 12), resident)
+
+
+def test_the_number_of_threads_never_reaches_the_logits(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(team, "SHARED_BYTES", 0)  # Tiny matrices are shared too, in many chunks.
+    monkeypatch.setattr(team, "CHUNK_BYTES", 256)
+    # Of one token: longer prompts go through torch, whose sums may depend on its threads.
+    prompts = ([5], [7], [9])
+    with open_engine(tiny, 1.0, "fast", threads=1) as engine:
+        expected = [greedy(engine, prompt, 24) for prompt in prompts]
+    for threads, fraction in ((2, 1.0), (2, 0.0), (3, 0.3)):
+        with open_engine(tiny, fraction, "fast", threads=threads) as engine:
+            for prompt, alone in zip(prompts, expected, strict=True):
+                assert_same(greedy(engine, prompt, 24), alone)
 
 
 @pytest.mark.parametrize("kernels", ["reference", "fast"])

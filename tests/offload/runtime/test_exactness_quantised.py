@@ -11,6 +11,7 @@ from offload import Engine, EngineConfig
 from offload.errors import CorruptCheckpoint, ModelNotFound
 from offload.models import read_spec
 from offload.precision import QUANTISED, Precision
+from offload.runtime import team
 from offload.store.packed_format import pack_name
 from offload.store.packed_writer import write_pack
 from offload.store.safetensors_index import CheckpointIndex
@@ -48,6 +49,22 @@ def test_the_budget_never_reaches_the_logits(tiny: Path, precision: Precision, k
         with open_engine(tiny, fraction, kernels, precision=precision, policy=policy) as engine:
             for prompt, resident in zip(PROMPTS, expected, strict=True):
                 assert_same(greedy(engine, prompt, 12), resident)
+
+
+@pytest.mark.parametrize("precision", QUANTISED)
+def test_the_number_of_threads_never_reaches_the_logits(
+    tiny: Path, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(team, "SHARED_BYTES", 0)  # Tiny matrices are shared too, in many chunks.
+    monkeypatch.setattr(team, "CHUNK_BYTES", 256)
+    # Of one token: longer prompts go through torch, whose sums may depend on its threads.
+    prompts = ([5], [7], [9])
+    with open_engine(tiny, 1.0, "fast", precision=precision, threads=1) as engine:
+        expected = [greedy(engine, prompt, 24) for prompt in prompts]
+    for threads, fraction in ((2, 1.0), (2, 0.0), (3, 0.3)):
+        with open_engine(tiny, fraction, "fast", precision=precision, threads=threads) as engine:
+            for prompt, alone in zip(prompts, expected, strict=True):
+                assert_same(greedy(engine, prompt, 24), alone)
 
 
 @pytest.mark.parametrize("precision", QUANTISED)

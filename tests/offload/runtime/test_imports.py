@@ -24,3 +24,18 @@ assert torch._meta_registrations.meta_index_Tensor is meta_index_Tensor
 
 def test_what_torch_knows_of_shapes_in_python_comes_when_it_is_asked_for() -> None:
     assert not run_code(CODE)
+
+
+GENERATOR = """
+import offload.runtime
+import torch
+
+assert isinstance(torch.Generator().manual_seed(3), torch.Generator)
+import torch._prims.rng_prims  # What would have made it possible.
+
+assert torch.rand(2, generator=torch.Generator().manual_seed(3)).shape == (2,)
+"""
+
+
+def test_random_generators_of_torch_can_be_made() -> None:
+    assert not run_code(GENERATOR)

@@ -1,0 +1,264 @@
+"""Products shared among threads: the caller, and helpers that take parts of them when they have time.
+
+The matrices are cut into chunks of whole rows. Each helper has a run of chunks, which it takes one by one from the
+end, and from whose beginning the caller takes as well, until they meet. Nobody waits for a thread that does not
+run: a helper that never comes leaves its run to the caller, and one that the kernel stops in the middle of a chunk
+has that chunk taken away. So a helper computes into memory of its own, and copies when it has made sure that the
+chunk is still its own. A row is computed by one thread, and by any in the same way, so who did it does not show.
+
+The board, an array of int64, is all that they share (`places`): a line that does not change, lines that say what is
+to be multiplied, and for each helper a line for every word that two threads write:
+
+- *run*, `product << 32 | first << 16 | end`: the chunks of this product that nobody has taken. The caller writes it
+  to begin with; then whoever swaps it for a shorter one has taken a chunk.
+- *done*, `product << 32 | finished << 1 | copying`: how many of the chunks that it took the helper has finished.
+  The helper swaps it when it begins to copy, or the caller when it takes the last chunk away.
+- *asleep*: 1 where the helper is about to wait for its semaphore. It looks at its run once more after saying so,
+  and the caller looks here after it has written a run, so one of them sees the other.
+
+Taking work from both ends is the idea of work-stealing queues (Blumofe and Leiserson, 1999).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import carray, njit, types
+from numba.extending import overload
+
+from offload.runtime.kernels.atomics import (
+    address,
+    nanoseconds,
+    peek,
+    pointer_to,
+    put,
+    sleep,
+    swap,
+    wake,
+)
+from offload.runtime.kernels.matvec import INSIDE, level, multiply_units, unit
+from offload.runtime.kernels.places import (
+    ASLEEP_AT,
+    DONE_AT,
+    JOB_CHUNKS,
+    JOB_COLUMNS,
+    JOB_EACH,
+    JOB_LEVELS,
+    JOB_LEVELS_STEP,
+    JOB_NUMBER,
+    JOB_OUT,
+    JOB_OUT_STEP,
+    JOB_PLACES,
+    JOB_STEPS,
+    JOB_SUMS,
+    JOB_SUMS_STEP,
+    JOB_TARGETS,
+    JOB_UNITS,
+    JOB_WEIGHTS,
+    JOB_X,
+    JOB_X_STEP,
+    OWN_AT,
+    RUN_AT,
+    SEMAPHORE_AT,
+    TEAM_CHUNK,
+    TEAM_CLOCK,
+    TEAM_HELPER,
+    TEAM_HELPER_ITEMS,
+    TEAM_HELPERS,
+    TEAM_LEAST,
+    TEAM_PRODUCT,
+    TEAM_STOP,
+)
+
+_MOST_ROWS = 1024  # of a chunk
+_MOST_CHUNKS = 1 << 15  # their number has 16 bits in a run
+_LOW = 0xFFFF
+_PRODUCTS = 0x7FFFFFFF
+
+_SPIN_NS = 100_000
+"""How long a helper looks for the next product before it sleeps: longer than what a layer does between two."""
+_STEAL_NS = 20_000
+"""How long the caller waits for a helper's last chunk before it computes that itself: some times what it takes."""
+
+
+@njit(inline="always")
+def _take_first(team, place):
+    """Take the first chunk of the run at team[place]; -1 when there is none left."""
+    while True:
+        run = peek(team, place)
+        first = (run >> 16) & _LOW
+        if first >= run & _LOW:
+            return -1
+        if swap(team, place, run, run + (1 << 16)):
+            return first
+
+
+@njit(**INSIDE)
+def _chunk(weights, chunk, chunks, units, each, columns, x, out, scratch):
+    """Compute one chunk of all products' where it belongs."""
+    whole, sums, steps, places, targets = scratch
+    number = chunk // chunks
+    first = chunk % chunks * each
+    count = min(each, units - first)
+    mine = number if x.shape[0] > 1 else 0
+    multiply_units(
+        weights,
+        places[number],
+        first,
+        count,
+        x[mine][:columns],
+        (whole[mine], sums[mine]),
+        steps[mine],
+        out[targets[number]],
+        first * unit(weights, columns)[0],
+    )
+
+
+@njit(**INSIDE)
+def products(weights, number, rows, columns, x, out, scratch, team):
+    """out[targets[k], r] = sum_c w_k[r, c] * x[k, c] of `number` matrices; w_k begins at weights[places[k]].
+
+    Args:
+        weights: 1-D, uint16, int8 or uint8.
+        x: [number, columns] float32 or wider, or [1, columns]: the same vector for all.
+        out: [.., rows] float32, or wider.
+        scratch: ([number, columns] int16, [number, columns / 32] int32, [number] float32, places [number] int64,
+            targets [number] int64), or larger; the first three are overwritten.
+        team: The board.
+    """
+    whole, sums, steps, places, targets = scratch
+    vectors = number if x.shape[0] > 1 else 1
+    for k in range(vectors):
+        steps[k] = level(weights, x[k][:columns], (whole[k], sums[k]))
+    unit_rows, unit_items = unit(weights, columns)
+    units = rows // unit_rows
+    unit_bytes = unit_items * weights.itemsize
+    helpers = team[TEAM_HELPERS]
+    each = min(max(team[TEAM_CHUNK] // unit_bytes, 1), _MOST_ROWS // unit_rows)
+    each = max(each, -(-units * number // _MOST_CHUNKS))
+    if helpers == 0 or number * units * unit_bytes < team[TEAM_LEAST]:
+        for k in range(number):
+            _chunk(weights, k, 1, units, units, columns, x, out, scratch)
+        return
+    chunks = -(-units // each)
+    last = number * chunks
+    product = (team[TEAM_PRODUCT] + 1) & _PRODUCTS
+    team[TEAM_PRODUCT] = product
+    team[JOB_WEIGHTS] = address(weights, 0)
+    team[JOB_PLACES], team[JOB_TARGETS] = address(places, 0), address(targets, 0)
+    team[JOB_NUMBER], team[JOB_CHUNKS] = number, chunks
+    team[JOB_UNITS], team[JOB_EACH], team[JOB_COLUMNS] = units, each, columns
+    same = x.shape[0] == 1
+    team[JOB_X], team[JOB_X_STEP] = x.ctypes.data, 0 if same else x.shape[1]
+    team[JOB_LEVELS], team[JOB_LEVELS_STEP] = whole.ctypes.data, 0 if same else whole.shape[1]
+    team[JOB_SUMS], team[JOB_SUMS_STEP] = sums.ctypes.data, 0 if same else sums.shape[1]
+    team[JOB_STEPS] = address(steps, 0)
+    team[JOB_OUT], team[JOB_OUT_STEP] = out.ctypes.data, out.shape[1]
+    for helper in range(helpers):
+        line = TEAM_HELPER + helper * TEAM_HELPER_ITEMS
+        put(team, line + DONE_AT, product << 32)
+        put(team, line + RUN_AT, product << 32 | last * helper // helpers << 16 | last * (helper + 1) // helpers)
+        if peek(team, line + ASLEEP_AT) == 1 and swap(team, line + ASLEEP_AT, 1, 0):
+            wake(team, line + SEMAPHORE_AT)
+    left = True
+    while left:
+        left = False
+        for helper in range(helpers):
+            chunk = _take_first(team, TEAM_HELPER + helper * TEAM_HELPER_ITEMS + RUN_AT)
+            if chunk >= 0:
+                left = True
+                _chunk(weights, chunk, chunks, units, each, columns, x, out, scratch)
+    for helper in range(helpers):
+        line = TEAM_HELPER + helper * TEAM_HELPER_ITEMS
+        chunk = peek(team, line + RUN_AT) & _LOW  # the one that the helper took last
+        took = last * (helper + 1) // helpers - chunk
+        wanted = product << 32 | took << 1
+        since = np.int64(0)
+        while took > 0 and peek(team, line + DONE_AT) != wanted:
+            now = nanoseconds(team, TEAM_CLOCK)
+            if since == 0:
+                since = now
+            elif now - since > _STEAL_NS and swap(team, line + DONE_AT, wanted - 2, wanted):
+                _chunk(weights, chunk, chunks, units, each, columns, x, out, scratch)
+
+
+@njit(**INSIDE)
+def product(weights, at, rows, x, out, scratch, team):
+    """out[r] = sum_c w[r, c] * x[c] of the matrix that begins at weights[at]; see `products`."""
+    scratch[3][0], scratch[4][0] = at, 0
+    products(weights, 1, rows, x.shape[0], x.reshape(1, -1), out.reshape(1, -1), scratch, team)
+
+
+def _weights_at(like, where):
+    """The weights at an address, of the type of `like`."""
+    raise NotImplementedError
+
+
+@overload(_weights_at, jit_options=INSIDE)
+def _typed_weights_at(like, where):
+    pointer = pointer_to(like.dtype)
+    return lambda like, where: carray(pointer(where), (1,))  # of any length: nobody asks
+
+
+_floats_at = pointer_to(types.float32)
+_int16_at = pointer_to(types.int16)
+_int32_at = pointer_to(types.int32)
+_int64_at = pointer_to(types.int64)
+
+
+@njit(**INSIDE)
+def _compute_last(like, team, line, me, run, own):
+    """Take the last chunk of a helper's run, compute it, and copy it to where it belongs."""
+    chunk, product = (run & _LOW) - 1, run >> 32
+    chunks, units, each, columns = team[JOB_CHUNKS], team[JOB_UNITS], team[JOB_EACH], team[JOB_COLUMNS]
+    number = chunk // max(chunks, 1)
+    vector = number if team[JOB_X_STEP] > 0 else 0
+    x = team[JOB_X] + 4 * vector * team[JOB_X_STEP]
+    whole, sums = (
+        team[JOB_LEVELS] + 2 * vector * team[JOB_LEVELS_STEP],
+        team[JOB_SUMS] + 4 * vector * team[JOB_SUMS_STEP],
+    )
+    weights, places, targets, steps = team[JOB_WEIGHTS], team[JOB_PLACES], team[JOB_TARGETS], team[JOB_STEPS]
+    out, out_step = team[JOB_OUT], team[JOB_OUT_STEP]
+    taken_before = team[JOB_CHUNKS] * team[JOB_NUMBER] * (me + 1) // team[TEAM_HELPERS] - 1 - chunk
+    if peek(team, line + RUN_AT) != run:  # Then it may have been another product's.
+        return
+    place = carray(_int64_at(places), (number + 1,))[number]
+    target = carray(_int64_at(targets), (number + 1,))[number]
+    step = carray(_floats_at(steps), (vector + 1,))[vector]
+    if not swap(team, line + RUN_AT, run, run - 1):
+        return
+    first = chunk % chunks * each
+    count = min(each, units - first)
+    levels = carray(_int16_at(whole), (columns,)), carray(_int32_at(sums), (columns,))
+    multiply_units(
+        _weights_at(like, weights), place, first, count, carray(_floats_at(x), (columns,)), levels, step, own, 0
+    )
+    done = product << 32 | taken_before << 1
+    if swap(team, line + DONE_AT, done, done + 1):
+        rows = unit(like, columns)[0]
+        begin = target * out_step + first * rows
+        into = carray(_floats_at(out), (begin + count * rows,))
+        for row in range(count * rows):
+            into[begin + row] = own[row]
+        put(team, line + DONE_AT, done + 2)
+
+
+def help_out(like, team, me):
+    """Be helper number `me` of a team until the board says stop.
+
+    like: an array with weights of the type that will be multiplied.
+    """
+    line = TEAM_HELPER + me * TEAM_HELPER_ITEMS
+    own = np.empty(_MOST_ROWS, np.float32)
+    since = nanoseconds(team, line + OWN_AT)
+    while peek(team, TEAM_STOP) == 0:
+        run = peek(team, line + RUN_AT)
+        if (run >> 16) & _LOW < run & _LOW:
+            _compute_last(like, team, line, me, run, own)
+            since = nanoseconds(team, line + OWN_AT)
+        elif nanoseconds(team, line + OWN_AT) - since > _SPIN_NS:
+            put(team, line + ASLEEP_AT, 1)
+            if peek(team, line + RUN_AT) == run and peek(team, TEAM_STOP) == 0:
+                sleep(team, line + SEMAPHORE_AT)
+            swap(team, line + ASLEEP_AT, 1, 0)
+            since = nanoseconds(team, line + OWN_AT)
