@@ -148,7 +148,7 @@ class FastDecoder:
         self._gated = _floats(spec.top_k, widest)
         columns = max(hidden, widest, spec.num_heads * spec.head_dim)
         self._scratch = make_scratch(spec.top_k, columns)
-        self._team = Team(threads, self._kernels, self._weights)
+        self._team = Team(threads, self._kernels, self._weights, max(2 * widest * spec.top_k, spec.vocab_size))
         self._rows = _floats(spec.top_k, hidden)
         self._done = np.zeros(spec.top_k, np.uint8)
         self._residuals = _floats(layers, hidden)

@@ -40,7 +40,7 @@ def measure_kernel_rate(seconds: float = _SECONDS, rows: int = _ROWS, progress: 
     norm, logits = np.full(_HIDDEN, _ONE, np.uint16), np.empty(rows, np.float32)
     eps, weights = np.float32(1e-6), table.reshape(-1)
     scratch = make_scratch(1, _HIDDEN)
-    team = Team(computing_threads(), bf16, weights)
+    team = Team(computing_threads(), bf16, weights, rows)
     try:
         seconds_each = _median(
             lambda: bf16.head(x, norm, eps, weights, 0, normed, scratch, team.board, logits), seconds

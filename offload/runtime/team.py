@@ -5,8 +5,11 @@ How work is shared is told in `kernels.team`. Here are the threads, which sleep 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import os
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,8 @@ from numpy.typing import NDArray
 
 from offload.precision import GROUP
 from offload.runtime.kernels.places import (
+    OWN_AT,
+    OWN_RESULTS,
     SEMAPHORE_AT,
     TEAM_CHUNK,
     TEAM_HELPER,
@@ -59,6 +64,7 @@ class Team:
         threads: int,
         kernels: Any = None,
         weights: NDArray[Any] | None = None,
+        rows: int = 0,
     ) -> None:
         """Start the helpers.
 
@@ -66,6 +72,7 @@ class Team:
             threads: Threads that multiply, the caller among them; 1 for no helpers, who need no more arguments.
             kernels: The module of a precision.
             weights: An array of the type that its kernels are given.
+            rows: Of all matrices of the largest product.
         """
         self.threads = min(threads, MOST_THREADS)
         helpers = self.threads - 1
@@ -75,15 +82,20 @@ class Team:
         self.board: NDArray[np.int64] = self._memory[begin : begin + items]
         self.board[TEAM_LEAST], self.board[TEAM_CHUNK] = SHARED_BYTES, CHUNK_BYTES
         self._helpers: list[threading.Thread] = []
+        self._results: list[NDArray[np.float32]] = []
         if not helpers:
             return
         assert weights is not None
         self._libc = ctypes.CDLL(None)
         for number in range(helpers):
+            # Twice as much, as the last chunk of a matrix has the room of a whole one. Memory comes with use.
+            self._results.append(np.empty(2 * rows, np.float32))
+            own = TEAM_HELPER + number * TEAM_HELPER_ITEMS + OWN_AT
+            self.board[own + OWN_RESULTS] = self._results[number].ctypes.data
             self._libc.sem_init(self._semaphore(number), 0, 0)
             helper = threading.Thread(
-                target=kernels.help_out,
-                args=(weights[:0], self.board, number),
+                target=_help_when_idle,
+                args=(kernels.help_out, weights[:0], self.board, number),
                 name=f"finemoe-helper-{number}",
                 daemon=True,
             )
@@ -102,3 +114,14 @@ class Team:
 
     def _semaphore(self, number: int) -> ctypes.c_void_p:
         return ctypes.c_void_p(self.board[TEAM_HELPER + number * TEAM_HELPER_ITEMS + SEMAPHORE_AT :].ctypes.data)
+
+
+def _help_when_idle(help_out: Callable[..., None], *arguments: object) -> None:
+    """Help with what nobody else wants of the processors: lanes, screens and other programs come first.
+
+    As their equal a helper would cost the caller half of a core, wherever another program takes the second one.
+    """
+    if hasattr(os, "SCHED_IDLE"):
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
+    help_out(*arguments)

@@ -36,7 +36,6 @@ TEAM_CLOCK = 8
 (
     JOB_WEIGHTS,
     JOB_PLACES,
-    JOB_TARGETS,
     JOB_NUMBER,
     JOB_CHUNKS,
     JOB_UNITS,
@@ -49,12 +48,12 @@ TEAM_CLOCK = 8
     JOB_SUMS,
     JOB_SUMS_STEP,
     JOB_STEPS,
-    JOB_OUT,
-    JOB_OUT_STEP,
-) = range(TEAM_LINE, TEAM_LINE + 17)
-TEAM_HELPER = 3 * TEAM_LINE
+) = range(TEAM_LINE, TEAM_LINE + 14)
+TEAM_HELPER = 2 * TEAM_LINE
 """... of the first helper, ..."""
 TEAM_HELPER_ITEMS = 4 * TEAM_LINE
 # ... and from there on of its words.
 RUN_AT, DONE_AT, ASLEEP_AT, OWN_AT = 0, TEAM_LINE, 2 * TEAM_LINE, 3 * TEAM_LINE
 SEMAPHORE_AT = ASLEEP_AT + 4
+OWN_RESULTS = 8
+"""Where the address of a helper's results is, after OWN_AT and the two items of its clock."""

@@ -3,16 +3,16 @@
 The matrices are cut into chunks of whole rows. Each helper has a run of chunks, which it takes one by one from the
 end, and from whose beginning the caller takes as well, until they meet. Nobody waits for a thread that does not
 run: a helper that never comes leaves its run to the caller, and one that the kernel stops in the middle of a chunk
-has that chunk taken away. So a helper computes into memory of its own, and copies when it has made sure that the
-chunk is still its own. A row is computed by one thread, and by any in the same way, so who did it does not show.
+has that chunk taken away. So a helper writes into memory of its own, and the caller copies what it has finished. A
+row is computed by one thread, and by any in the same way, so who did it does not show.
 
 The board, an array of int64, is all that they share (`places`): a line that does not change, lines that say what is
 to be multiplied, and for each helper a line for every word that two threads write:
 
 - *run*, `product << 32 | first << 16 | end`: the chunks of this product that nobody has taken. The caller writes it
   to begin with; then whoever swaps it for a shorter one has taken a chunk.
-- *done*, `product << 32 | finished << 1 | copying`: how many of the chunks that it took the helper has finished.
-  The helper swaps it when it begins to copy, or the caller when it takes the last chunk away.
+- *done*, `product << 32 | finished`: how many of the chunks that it took are computed. The helper swaps it where
+  it has finished one, or the caller when it takes the last one away.
 - *asleep*: 1 where the helper is about to wait for its semaphore. It looks at its run once more after saying so,
   and the caller looks here after it has written a run, so one of them sees the other.
 
@@ -45,18 +45,16 @@ from offload.runtime.kernels.places import (
     JOB_LEVELS,
     JOB_LEVELS_STEP,
     JOB_NUMBER,
-    JOB_OUT,
-    JOB_OUT_STEP,
     JOB_PLACES,
     JOB_STEPS,
     JOB_SUMS,
     JOB_SUMS_STEP,
-    JOB_TARGETS,
     JOB_UNITS,
     JOB_WEIGHTS,
     JOB_X,
     JOB_X_STEP,
     OWN_AT,
+    OWN_RESULTS,
     RUN_AT,
     SEMAPHORE_AT,
     TEAM_CHUNK,
@@ -69,7 +67,6 @@ from offload.runtime.kernels.places import (
     TEAM_STOP,
 )
 
-_MOST_ROWS = 1024  # of a chunk
 _MOST_CHUNKS = 1 << 15  # their number has 16 bits in a run
 _LOW = 0xFFFF
 _PRODUCTS = 0x7FFFFFFF
@@ -123,9 +120,9 @@ def products(weights, number, rows, columns, x, out, scratch, team):
         out: [.., rows] float32, or wider.
         scratch: ([number, columns] int16, [number, columns / 32] int32, [number] float32, places [number] int64,
             targets [number] int64), or larger; the first three are overwritten.
-        team: The board.
+        team: The board, of helpers with room for twice number * rows results.
     """
-    whole, sums, steps, places, targets = scratch
+    whole, sums, steps, places = scratch[:4]
     vectors = number if x.shape[0] > 1 else 1
     for k in range(vectors):
         steps[k] = level(weights, x[k][:columns], (whole[k], sums[k]))
@@ -133,8 +130,7 @@ def products(weights, number, rows, columns, x, out, scratch, team):
     units = rows // unit_rows
     unit_bytes = unit_items * weights.itemsize
     helpers = team[TEAM_HELPERS]
-    each = min(max(team[TEAM_CHUNK] // unit_bytes, 1), _MOST_ROWS // unit_rows)
-    each = max(each, -(-units * number // _MOST_CHUNKS))
+    each = min(max(team[TEAM_CHUNK] // unit_bytes, 1, -(-units * number // _MOST_CHUNKS)), units)
     if helpers == 0 or number * units * unit_bytes < team[TEAM_LEAST]:
         for k in range(number):
             _chunk(weights, k, 1, units, units, columns, x, out, scratch)
@@ -144,7 +140,7 @@ def products(weights, number, rows, columns, x, out, scratch, team):
     product = (team[TEAM_PRODUCT] + 1) & _PRODUCTS
     team[TEAM_PRODUCT] = product
     team[JOB_WEIGHTS] = address(weights, 0)
-    team[JOB_PLACES], team[JOB_TARGETS] = address(places, 0), address(targets, 0)
+    team[JOB_PLACES] = address(places, 0)
     team[JOB_NUMBER], team[JOB_CHUNKS] = number, chunks
     team[JOB_UNITS], team[JOB_EACH], team[JOB_COLUMNS] = units, each, columns
     same = x.shape[0] == 1
@@ -152,7 +148,6 @@ def products(weights, number, rows, columns, x, out, scratch, team):
     team[JOB_LEVELS], team[JOB_LEVELS_STEP] = whole.ctypes.data, 0 if same else whole.shape[1]
     team[JOB_SUMS], team[JOB_SUMS_STEP] = sums.ctypes.data, 0 if same else sums.shape[1]
     team[JOB_STEPS] = address(steps, 0)
-    team[JOB_OUT], team[JOB_OUT_STEP] = out.ctypes.data, out.shape[1]
     for helper in range(helpers):
         line = TEAM_HELPER + helper * TEAM_HELPER_ITEMS
         put(team, line + DONE_AT, product << 32)
@@ -168,17 +163,38 @@ def products(weights, number, rows, columns, x, out, scratch, team):
                 left = True
                 _chunk(weights, chunk, chunks, units, each, columns, x, out, scratch)
     for helper in range(helpers):
-        line = TEAM_HELPER + helper * TEAM_HELPER_ITEMS
-        chunk = peek(team, line + RUN_AT) & _LOW  # the one that the helper took last
-        took = last * (helper + 1) // helpers - chunk
-        wanted = product << 32 | took << 1
-        since = np.int64(0)
-        while took > 0 and peek(team, line + DONE_AT) != wanted:
-            now = nanoseconds(team, TEAM_CLOCK)
-            if since == 0:
-                since = now
-            elif now - since > _STEAL_NS and swap(team, line + DONE_AT, wanted - 2, wanted):
-                _chunk(weights, chunk, chunks, units, each, columns, x, out, scratch)
+        _collect(weights, helper, chunks, units, each, columns, x, out, scratch, team)
+
+
+@njit(**INSIDE)
+def _collect(weights, helper, chunks, units, each, columns, x, out, scratch, team):
+    """Copy what a helper has computed, and compute the chunk that it does not come to an end with."""
+    line = TEAM_HELPER + helper * TEAM_HELPER_ITEMS
+    end = chunks * team[JOB_NUMBER] * (helper + 1) // team[TEAM_HELPERS]
+    took = end - (peek(team, line + RUN_AT) & _LOW)
+    if took == 0:
+        return
+    wanted = team[TEAM_PRODUCT] << 32 | took
+    finished = took
+    since = np.int64(0)
+    while peek(team, line + DONE_AT) != wanted:
+        now = nanoseconds(team, TEAM_CLOCK)
+        if since == 0:
+            since = now
+        elif now - since > _STEAL_NS and swap(team, line + DONE_AT, wanted - 1, wanted):
+            _chunk(weights, end - took, chunks, units, each, columns, x, out, scratch)
+            finished = took - 1
+    unit_rows = unit(weights, columns)[0]
+    own = carray(_floats_at(team[line + OWN_AT + OWN_RESULTS]), (finished * each * unit_rows,))
+    targets = scratch[4]
+    for k in range(finished):
+        chunk = end - 1 - k
+        first = chunk % chunks * each
+        rows = min(each, units - first) * unit_rows
+        into = out[targets[chunk // chunks]][first * unit_rows :]
+        results = own[k * each * unit_rows :]
+        for row in range(rows):
+            into[row] = results[row]
 
 
 @njit(**INSIDE)
@@ -206,41 +222,32 @@ _int64_at = pointer_to(types.int64)
 
 
 @njit(**INSIDE)
-def _compute_last(like, team, line, me, run, own):
-    """Take the last chunk of a helper's run, compute it, and copy it to where it belongs."""
-    chunk, product = (run & _LOW) - 1, run >> 32
+def _compute_last(like, team, line, me, run):
+    """Take the last chunk of a helper's run and compute it."""
+    chunk = (run & _LOW) - 1
     chunks, units, each, columns = team[JOB_CHUNKS], team[JOB_UNITS], team[JOB_EACH], team[JOB_COLUMNS]
     number = chunk // max(chunks, 1)
     vector = number if team[JOB_X_STEP] > 0 else 0
     x = team[JOB_X] + 4 * vector * team[JOB_X_STEP]
-    whole, sums = (
-        team[JOB_LEVELS] + 2 * vector * team[JOB_LEVELS_STEP],
-        team[JOB_SUMS] + 4 * vector * team[JOB_SUMS_STEP],
-    )
-    weights, places, targets, steps = team[JOB_WEIGHTS], team[JOB_PLACES], team[JOB_TARGETS], team[JOB_STEPS]
-    out, out_step = team[JOB_OUT], team[JOB_OUT_STEP]
-    taken_before = team[JOB_CHUNKS] * team[JOB_NUMBER] * (me + 1) // team[TEAM_HELPERS] - 1 - chunk
-    if peek(team, line + RUN_AT) != run:  # Then it may have been another product's.
+    whole = team[JOB_LEVELS] + 2 * vector * team[JOB_LEVELS_STEP]
+    sums = team[JOB_SUMS] + 4 * vector * team[JOB_SUMS_STEP]
+    weights, places, steps = team[JOB_WEIGHTS], team[JOB_PLACES], team[JOB_STEPS]
+    finished = chunks * team[JOB_NUMBER] * (me + 1) // team[TEAM_HELPERS] - 1 - chunk
+    if peek(team, line + RUN_AT) != run:  # What was read may be another product's.
         return
     place = carray(_int64_at(places), (number + 1,))[number]
-    target = carray(_int64_at(targets), (number + 1,))[number]
     step = carray(_floats_at(steps), (vector + 1,))[vector]
     if not swap(team, line + RUN_AT, run, run - 1):
         return
     first = chunk % chunks * each
     count = min(each, units - first)
     levels = carray(_int16_at(whole), (columns,)), carray(_int32_at(sums), (columns,))
-    multiply_units(
-        _weights_at(like, weights), place, first, count, carray(_floats_at(x), (columns,)), levels, step, own, 0
-    )
-    done = product << 32 | taken_before << 1
-    if swap(team, line + DONE_AT, done, done + 1):
-        rows = unit(like, columns)[0]
-        begin = target * out_step + first * rows
-        into = carray(_floats_at(out), (begin + count * rows,))
-        for row in range(count * rows):
-            into[begin + row] = own[row]
-        put(team, line + DONE_AT, done + 2)
+    begin = finished * each * unit(like, columns)[0]
+    own = carray(_floats_at(team[line + OWN_AT + OWN_RESULTS]), (begin + 1,))
+    x_of_it = carray(_floats_at(x), (columns,))
+    multiply_units(_weights_at(like, weights), place, first, count, x_of_it, levels, step, own, begin)
+    done = run >> 32 << 32 | finished
+    swap(team, line + DONE_AT, done, done + 1)
 
 
 def help_out(like, team, me):
@@ -249,12 +256,11 @@ def help_out(like, team, me):
     like: an array with weights of the type that will be multiplied.
     """
     line = TEAM_HELPER + me * TEAM_HELPER_ITEMS
-    own = np.empty(_MOST_ROWS, np.float32)
     since = nanoseconds(team, line + OWN_AT)
     while peek(team, TEAM_STOP) == 0:
         run = peek(team, line + RUN_AT)
         if (run >> 16) & _LOW < run & _LOW:
-            _compute_last(like, team, line, me, run, own)
+            _compute_last(like, team, line, me, run)
             since = nanoseconds(team, line + OWN_AT)
         elif nanoseconds(team, line + OWN_AT) - since > _SPIN_NS:
             put(team, line + ASLEEP_AT, 1)

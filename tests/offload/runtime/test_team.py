@@ -46,7 +46,7 @@ def take_a_chunk_and_stop(team):
 
 @njit(**{**OPTIONS, "cache": False})
 def go_on(team, done):
-    """Whether that helper would copy its result."""
+    """Whether what that helper has computed would count."""
     return swap(team, TEAM_HELPER + DONE_AT, done, done + 1)
 
 
@@ -86,7 +86,7 @@ def team_of(threads: int, these: Products, least: int, chunk: int) -> Iterator[T
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(team_module, "SHARED_BYTES", least)
         patch.setattr(team_module, "CHUNK_BYTES", chunk)
-        team = Team(threads, these.kernels, these.weights)
+        team = Team(threads, these.kernels, these.weights, these.number * these.rows)
     try:
         yield team
     finally:
