@@ -12,7 +12,7 @@ class Opened:
 
     Attributes:
         load_s: Seconds that it took.
-        threads: That compute prompts; decode kernels use one.
+        threads: That compute.
         disk_bytes_per_s: What as many plain threads as there are lanes read of the model's experts, just before.
         budget_bytes / slots / slot_bytes / experts: Of the plan: its bytes, experts that fit, bytes of one slot,
             experts of the model.

@@ -37,7 +37,7 @@ def test_each_size_is_measured_for_itself_and_found_again():
     assert (kept_calibration(first.expert_bytes), kept_calibration(second.expert_bytes)) == (made, other)
 
 
-@pytest.mark.parametrize("damage", ["", "{", '{"format": 1}', '{"format": 2, "measurements": {"25": {}}}'])
+@pytest.mark.parametrize("damage", ["", "{", '{"format": 2}', '{"format": 3, "measurements": {"25": {}}}'])
 def test_a_file_that_cannot_be_used_is_measured_anew(damage):
     spec = sizes_of(QWEN15).spec
     made = calibrate(spec)
