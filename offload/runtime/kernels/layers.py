@@ -41,10 +41,11 @@ from offload.runtime.kernels.places import (
     SHARED_SIZE,
     TALLY_PREFETCHED,
     TALLY_RESIDENT,
+    TEAM_BEGUN,
     TOP_K,
 )
 from offload.runtime.kernels.rows import bf16_columns, bf16_dot
-from offload.runtime.kernels.team import product, products
+from offload.runtime.kernels.team import begin, finish, product, products
 
 
 @njit(**OPTIONS)
@@ -206,6 +207,19 @@ def compute_shared(layer, dims, at, dense, packed, normed, gate_up, gated, scrat
         out[i] *= share
 
 
+@njit(**OPTIONS)
+def _place_rows(layer, dims, gate_up_at, slot_of, state, slot_size, chosen, scratch, done):
+    """Say where the first matrices are of those chosen experts that can be computed; returns their number."""
+    places, targets = scratch[3], scratch[4]
+    there = 0
+    for k in range(dims[TOP_K]):
+        expert = layer * dims[EXPERTS] + chosen[layer, k]
+        if done[k] == 0 and state[expert] == RESIDENT:
+            places[there], targets[there] = slot_of[expert] * slot_size + gate_up_at[expert], there
+            there += 1
+    return there
+
+
 def compute_rows(
     layer, dims, arena, gate_up_at, down_at, slot_of, state, slot_size,
     normed, chosen, gate_up, gated, scratch, team, rows, done,
@@ -217,18 +231,20 @@ def compute_rows(
     """
     size, hidden = dims[EXPERT_SIZE], dims[HIDDEN]
     places, targets = scratch[3], scratch[4]
-    there = missing = 0
-    for k in range(dims[TOP_K]):
-        if done[k] == 0:
-            expert = layer * dims[EXPERTS] + chosen[layer, k]
-            if state[expert] == RESIDENT:
-                places[there], targets[there] = slot_of[expert] * slot_size + gate_up_at[expert], there
-                there += 1
-            else:
-                missing += 1
-    if there == 0:
-        return missing
-    products(arena, there, 2 * size, hidden, normed.reshape(1, -1), gate_up, scratch, team)
+    x = normed.reshape(1, -1)
+    there, missing = dims[TOP_K], 0
+    if team[TEAM_BEGUN] != layer + 1:
+        there = _place_rows(
+            layer, dims, gate_up_at, slot_of, state, slot_size, chosen, scratch, done
+        )  # fmt: skip
+        for k in range(dims[TOP_K]):
+            missing += 1 - done[k]
+        missing -= there
+        if there == 0:
+            return missing
+        begin(arena, there, 2 * size, hidden, x, scratch, team)
+    team[TEAM_BEGUN] = 0
+    finish(arena, there, 2 * size, hidden, x, gate_up, scratch, team)
     there = 0
     for k in range(dims[TOP_K]):
         expert = layer * dims[EXPERTS] + chosen[layer, k]
@@ -255,13 +271,16 @@ def run_layers(
     With `resume`, layer `first` is past its router, its chosen experts are all resident by now, they have been
     counted, and its shared expert is computed. What needs no waiting it counts itself: tally[kind, layer],
     uses[expert], kind_of[expert], last_used[expert] = clock + layer. With `pause` it then stops all the same, with
-    the shared expert computed, so that a policy can look.
+    the shared expert computed, so that a policy can look; meanwhile helpers begin with the chosen experts, which
+    must stay where they are.
 
     Leaves behind residuals[layer], x as the router's norm got it, and shared[layer]. Returns the layer that it
     stopped at because it misses an expert, -1 - layer where it stopped for the look alone, or `last` when all are
     done.
     """
     experts, top_k, hidden = dims[EXPERTS], dims[TOP_K], dims[HIDDEN]
+    if not resume:
+        team[TEAM_BEGUN] = 0
     for layer in range(first, last):
         if not (resume and layer == first):
             _attention(
@@ -285,6 +304,9 @@ def run_layers(
                 last_used[expert] = clock + layer
             _compute_shared(layer, dims, at, dense, packed, normed, gate_up, gated, scratch, team, shared)
             if pause:
+                _place_rows(layer, dims, gate_up_at, slot_of, state, slot_size, chosen, scratch, done)
+                begin(arena, top_k, 2 * dims[EXPERT_SIZE], hidden, normed.reshape(1, -1), scratch, team)
+                team[TEAM_BEGUN] = layer + 1
                 return -1 - layer
         _compute_rows(
             layer, dims, arena, gate_up_at, down_at, slot_of, state, slot_size,

@@ -71,8 +71,9 @@ _MOST_CHUNKS = 1 << 15  # their number has 16 bits in a run
 _LOW = 0xFFFF
 _PRODUCTS = 0x7FFFFFFF
 
-_SPIN_NS = 100_000
-"""How long a helper looks for the next product before it sleeps: longer than what a layer does between two."""
+_SPIN_NS = 3_000_000
+"""How long a helper looks for the next product before it sleeps: longer than what is done between two tokens. It takes only
+what nobody else wants, and waking it up costs more than a small product."""
 _STEAL_NS = 20_000
 """How long the caller waits for a helper's last chunk before it computes that itself: some times what it takes."""
 
@@ -122,21 +123,32 @@ def products(weights, number, rows, columns, x, out, scratch, team):
             targets [number] int64), or larger; the first three are overwritten.
         team: The board, of helpers with room for twice number * rows results.
     """
-    whole, sums, steps, places = scratch[:4]
-    vectors = number if x.shape[0] > 1 else 1
-    for k in range(vectors):
-        steps[k] = level(weights, x[k][:columns], (whole[k], sums[k]))
+    begin(weights, number, rows, columns, x, scratch, team)
+    finish(weights, number, rows, columns, x, out, scratch, team)
+
+
+@njit(**INSIDE)
+def _units_of_chunks(weights, number, rows, columns, team):
+    """Units of a chunk; 0 where the products are not worth sharing."""
     unit_rows, unit_items = unit(weights, columns)
     units = rows // unit_rows
     unit_bytes = unit_items * weights.itemsize
-    helpers = team[TEAM_HELPERS]
-    each = min(max(team[TEAM_CHUNK] // unit_bytes, 1, -(-units * number // _MOST_CHUNKS)), units)
-    if helpers == 0 or number * units * unit_bytes < team[TEAM_LEAST]:
-        for k in range(number):
-            _chunk(weights, k, 1, units, units, columns, x, out, scratch)
+    if team[TEAM_HELPERS] == 0 or number * units * unit_bytes < team[TEAM_LEAST]:
+        return 0
+    return min(max(team[TEAM_CHUNK] // unit_bytes, 1, -(-units * number // _MOST_CHUNKS)), units)
+
+
+@njit(**INSIDE)
+def begin(weights, number, rows, columns, x, scratch, team):
+    """Have helpers begin with products that the caller ends with `finish`; arguments stay as they are so long."""
+    whole, sums, steps, places = scratch[:4]
+    for k in range(number if x.shape[0] > 1 else 1):
+        steps[k] = level(weights, x[k][:columns], (whole[k], sums[k]))
+    each = _units_of_chunks(weights, number, rows, columns, team)
+    if each == 0:
         return
+    units = rows // unit(weights, columns)[0]
     chunks = -(-units // each)
-    last = number * chunks
     product = (team[TEAM_PRODUCT] + 1) & _PRODUCTS
     team[TEAM_PRODUCT] = product
     team[JOB_WEIGHTS] = address(weights, 0)
@@ -148,12 +160,25 @@ def products(weights, number, rows, columns, x, out, scratch, team):
     team[JOB_LEVELS], team[JOB_LEVELS_STEP] = whole.ctypes.data, 0 if same else whole.shape[1]
     team[JOB_SUMS], team[JOB_SUMS_STEP] = sums.ctypes.data, 0 if same else sums.shape[1]
     team[JOB_STEPS] = address(steps, 0)
+    helpers, last = team[TEAM_HELPERS], number * chunks
     for helper in range(helpers):
         line = TEAM_HELPER + helper * TEAM_HELPER_ITEMS
         put(team, line + DONE_AT, product << 32)
         put(team, line + RUN_AT, product << 32 | last * helper // helpers << 16 | last * (helper + 1) // helpers)
         if peek(team, line + ASLEEP_AT) == 1 and swap(team, line + ASLEEP_AT, 1, 0):
             wake(team, line + SEMAPHORE_AT)
+
+
+@njit(**INSIDE)
+def finish(weights, number, rows, columns, x, out, scratch, team):
+    """Bring to an end what `begin` was told of with the same arguments; see `products`."""
+    units = rows // unit(weights, columns)[0]
+    each = _units_of_chunks(weights, number, rows, columns, team)
+    if each == 0:
+        for k in range(number):
+            _chunk(weights, k, 1, units, units, columns, x, out, scratch)
+        return
+    chunks, helpers = team[JOB_CHUNKS], team[TEAM_HELPERS]
     left = True
     while left:
         left = False
