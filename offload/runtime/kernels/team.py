@@ -72,8 +72,8 @@ _LOW = 0xFFFF
 _PRODUCTS = 0x7FFFFFFF
 
 _SPIN_NS = 3_000_000
-"""How long a helper looks for the next product before it sleeps: longer than what is done between two tokens. It takes only
-what nobody else wants, and waking it up costs more than a small product."""
+"""How long a helper looks for the next product before it sleeps: longer than what is done between two tokens. It
+takes only what nobody else wants, and waking it up costs more than a small product."""
 _STEAL_NS = 20_000
 """How long the caller waits for a helper's last chunk before it computes that itself: some times what it takes."""
 
