@@ -4,8 +4,8 @@
 
 For each precision and each shape a buffer that no cache holds is filled with matrices, which are multiplied with
 a vector one after another, as a decoded token does: on one thread, or shared among --threads. Quoted are bytes of
-weights a second over the bytes a second at which as many threads sum 64-bit words of the buffer. Both are measured in
-turns, so that other work on the machine slows both; the ratio is the median over the rounds.
+weights a second over the bytes a second at which as many threads sum 64-bit words of the buffer. Both are measured
+in turns, so that other work on the machine slows both; the ratio is the median over the rounds.
 """
 
 from __future__ import annotations
