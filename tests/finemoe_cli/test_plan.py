@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from offload.units import GIB
+from profiles import calibration
 from tests.support.checkpoints import tiny_checkpoint
 from tests.support.hub_server import hub_server
 
@@ -41,7 +42,7 @@ def calibrated(finemoe):
     cache = Path(finemoe.environment["FINEMOE_CACHE_DIR"])
     cache.mkdir(parents=True)
     measurements = {str(bits): MEASURED | {"record_bytes": 1 << bits} for bits in range(40)}
-    (cache / "calibration.json").write_text(json.dumps({"format": 2, "measurements": measurements}))
+    (cache / "calibration.json").write_text(json.dumps({"format": calibration._FORMAT, "measurements": measurements}))
     return finemoe
 
 
