@@ -42,7 +42,9 @@ def calibrated(finemoe):
     cache = Path(finemoe.environment["FINEMOE_CACHE_DIR"])
     cache.mkdir(parents=True)
     measurements = {str(bits): MEASURED | {"record_bytes": 1 << bits} for bits in range(40)}
-    (cache / "calibration.json").write_text(json.dumps({"format": calibration._FORMAT, "measurements": measurements}))
+    (cache / "calibration.json").write_text(
+        json.dumps({"format": calibration._FORMAT, "measurements": measurements})
+    )
     return finemoe
 
 
