@@ -25,6 +25,7 @@ from offload.runtime.kernels.places import (
     TEAM_HELPER_ITEMS,
     TEAM_HELPERS,
     TEAM_LEAST,
+    TEAM_ROOM,
     TEAM_STOP,
 )
 
@@ -80,7 +81,7 @@ class Team:
         self._memory = np.zeros(items + _LINE_BYTES // 8, np.int64)
         begin = -self._memory.ctypes.data % _LINE_BYTES // 8
         self.board: NDArray[np.int64] = self._memory[begin : begin + items]
-        self.board[TEAM_LEAST], self.board[TEAM_CHUNK] = SHARED_BYTES, CHUNK_BYTES
+        self.board[TEAM_LEAST], self.board[TEAM_CHUNK], self.board[TEAM_ROOM] = SHARED_BYTES, CHUNK_BYTES, rows
         self._helpers: list[threading.Thread] = []
         self._results: list[NDArray[np.float32]] = []
         if not helpers:

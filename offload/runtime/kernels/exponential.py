@@ -17,7 +17,7 @@ _C3, _C4, _C5 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.flo
 
 @njit(error_model="numpy")  # no fastmath: the two parts of ln 2 must not be added up
 def exp(x):
-    """e ** x, float32, to two units in the last place; x beyond -87 and 88 is taken for these."""
+    """e ** x, float32, to three units in the last place; x beyond -87 and 88 is taken for these."""
     x = min(max(x, _LEAST), _MOST)
     n = np.rint(x * _LOG2_E)
     r = x - n * _LN2_HIGH - n * _LN2_LOW

@@ -27,7 +27,7 @@ IN_PACKED = (AT_QKV, AT_OUT, AT_SHARED_GATE_UP, AT_SHARED_DOWN)
 TALLY_RESIDENT, TALLY_PREFETCHED, TALLY_LATE, TALLY_MISSED = range(4)
 
 # Positions on the board of a team, an array of int64: of what does not change while its helpers live, ...
-TEAM_HELPERS, TEAM_STOP, TEAM_LEAST, TEAM_CHUNK, TEAM_PRODUCT, TEAM_BEGUN = range(6)
+TEAM_HELPERS, TEAM_STOP, TEAM_LEAST, TEAM_CHUNK, TEAM_PRODUCT, TEAM_BEGUN, TEAM_ROOM = range(7)
 TEAM_LINE = 16
 """Items from one line to the next: two lines of a cache, as processors fetch them in pairs."""
 TEAM_CLOCK = 8

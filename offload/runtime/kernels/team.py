@@ -64,6 +64,7 @@ from offload.runtime.kernels.places import (
     TEAM_HELPERS,
     TEAM_LEAST,
     TEAM_PRODUCT,
+    TEAM_ROOM,
     TEAM_STOP,
 )
 
@@ -121,7 +122,7 @@ def products(weights, number, rows, columns, x, out, scratch, team):
         out: [.., rows] float32, or wider.
         scratch: ([number, columns] int16, [number, columns / 32] int32, [number] float32, places [number] int64,
             targets [number] int64), or larger; the first three are overwritten.
-        team: The board, of helpers with room for twice number * rows results.
+        team: The board; products of more rows than helpers have room for are not shared.
     """
     begin(weights, number, rows, columns, x, scratch, team)
     finish(weights, number, rows, columns, x, out, scratch, team)
@@ -134,6 +135,8 @@ def _units_of_chunks(weights, number, rows, columns, team):
     units = rows // unit_rows
     unit_bytes = unit_items * weights.itemsize
     if team[TEAM_HELPERS] == 0 or number * units * unit_bytes < team[TEAM_LEAST]:
+        return 0
+    if number * rows > team[TEAM_ROOM]:
         return 0
     return min(max(team[TEAM_CHUNK] // unit_bytes, 1, -(-units * number // _MOST_CHUNKS)), units)
 

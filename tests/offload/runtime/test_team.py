@@ -21,7 +21,15 @@ from offload.runtime.decode import ITEMS
 from offload.runtime.kernels import quantised  # noqa: F401  What it adds to products.
 from offload.runtime.kernels.atomics import peek, swap
 from offload.runtime.kernels.matvec import OPTIONS
-from offload.runtime.kernels.places import DONE_AT, RUN_AT, TEAM_HELPER, TEAM_HELPERS, TEAM_STOP
+from offload.runtime.kernels.places import (
+    DONE_AT,
+    RUN_AT,
+    TEAM_HELPER,
+    TEAM_HELPERS,
+    TEAM_LEAST,
+    TEAM_PRODUCT,
+    TEAM_STOP,
+)
 from offload.runtime.kernels.team import products
 from offload.runtime.team import Team, make_scratch
 from offload.store.quantise import quantise
@@ -160,6 +168,18 @@ def test_a_chunk_of_a_helper_that_was_stopped_is_taken_away(precision: Precision
             assert not go_on(team.board, results[0])
         assert taken == 20
         team.board[TEAM_HELPERS] = 0
+
+
+def test_what_helpers_have_no_room_for_is_not_shared() -> None:
+    these = Products("bf16", 320, 64, 3, True)
+    team = Team(2, these.kernels, these.weights, 3 * 320 - 1)
+    team.board[TEAM_LEAST] = 0
+    try:
+        for _ in range(20):
+            np.testing.assert_array_equal(these.run(team.board), these.expected)
+        assert team.board[TEAM_PRODUCT] == 0
+    finally:
+        team.close()
 
 
 def test_helpers_sleep_and_wake_again() -> None:
