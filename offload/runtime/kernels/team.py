@@ -1,22 +1,24 @@
 """Products shared among threads: the caller, and helpers that take parts of them when they have time.
 
-The matrices are cut into chunks of whole rows. Each helper has a run of chunks, which it takes one by one from the
-end, and from whose beginning the caller takes as well, until they meet. Nobody waits for a thread that does not
-run: a helper that never comes leaves its run to the caller, and one that the kernel stops in the middle of a chunk
-has that chunk taken away. So a helper writes into memory of its own, and the caller copies what it has finished. A
-row is computed by one thread, and by any in the same way, so who did it does not show.
+The matrices are cut into chunks of whole rows. Each helper has a run of chunks, which it takes from the end, and
+from whose beginning the caller takes as well, until they meet. Both take several at a time while many are left, as
+memory is read faster the longer it goes on in order. Nobody waits for a thread that does not run: a helper that
+never comes leaves its run to the caller, and one that the kernel stops in the middle of what it took has that taken
+away. So a helper writes into memory of its own, and the caller copies what it has finished. A row is computed by
+one thread, and by any in the same way, so who did it does not show.
 
 The board, an array of int64, is all that they share (`places`): a line that does not change, lines that say what is
 to be multiplied, and for each helper a line for every word that two threads write:
 
 - *run*, `product << 32 | first << 16 | end`: the chunks of this product that nobody has taken. The caller writes it
-  to begin with; then whoever swaps it for a shorter one has taken a chunk.
+  to begin with; then whoever swaps it for a shorter one has taken chunks.
 - *done*, `product << 32 | finished`: how many of the chunks that it took are computed. The helper swaps it where
-  it has finished one, or the caller when it takes the last one away.
+  it has finished some, or the caller when it takes the last ones away.
 - *asleep*: 1 where the helper is about to wait for its semaphore. It looks at its run once more after saying so,
   and the caller looks here after it has written a run, so one of them sees the other.
 
-Taking work from both ends is the idea of work-stealing queues (Blumofe and Leiserson, 1999).
+Taking work from both ends is the idea of work-stealing queues (Blumofe and Leiserson, 1999), taking a part of what
+is left that of guided self-scheduling (Polychronopoulos and Kuck, 1987).
 """
 
 from __future__ import annotations
@@ -69,6 +71,8 @@ from offload.runtime.kernels.places import (
 )
 
 _MOST_CHUNKS = 1 << 15  # their number has 16 bits in a run
+_MOST_TAKEN = 16
+"""Chunks that are taken at a time, if so many are left; twice as many are no faster."""
 _LOW = 0xFFFF
 _PRODUCTS = 0x7FFFFFFF
 
@@ -76,28 +80,35 @@ _SPIN_NS = 3_000_000
 """How long a helper looks for the next product before it sleeps: longer than what is done between two tokens. It
 takes only what nobody else wants, and waking it up costs more than a small product."""
 _STEAL_NS = 20_000
-"""How long the caller waits for a helper's last chunk before it computes that itself: some times what it takes."""
+"""How long the caller waits for a helper's last chunks before it computes them: some times what they take."""
 
 
 @njit(inline="always")
-def _take_first(team, place):
-    """Take the first chunk of the run at team[place]; -1 when there is none left."""
+def _several(left, of_its_matrix):
+    """How many of the chunks that are left to take at a time: fewer towards the end, so that both end together."""
+    return max(min(left // 4, of_its_matrix, _MOST_TAKEN), 1)
+
+
+@njit(inline="always")
+def _take_first(team, place, chunks):
+    """Take the first chunks of the run at team[place]; returns the first and their number, 0 where none is left."""
     while True:
         run = peek(team, place)
-        first = (run >> 16) & _LOW
-        if first >= run & _LOW:
-            return -1
-        if swap(team, place, run, run + (1 << 16)):
-            return first
+        first, end = (run >> 16) & _LOW, run & _LOW
+        if first >= end:
+            return first, 0
+        taken = _several(end - first, chunks - first % chunks)
+        if swap(team, place, run, run + (taken << 16)):
+            return first, taken
 
 
 @njit(**INSIDE)
-def _chunk(weights, chunk, chunks, units, each, columns, x, out, scratch):
-    """Compute one chunk of all products' where it belongs."""
+def _compute(weights, chunk, taken, chunks, units, each, columns, x, out, scratch):
+    """Compute chunks of one of all products' matrices where they belong."""
     whole, sums, steps, places, targets = scratch
     number = chunk // chunks
     first = chunk % chunks * each
-    count = min(each, units - first)
+    count = min(taken * each, units - first)
     mine = number if x.shape[0] > 1 else 0
     multiply_units(
         weights,
@@ -130,7 +141,7 @@ def products(weights, number, rows, columns, x, out, scratch, team):
 
 @njit(**INSIDE)
 def _units_of_chunks(weights, number, rows, columns, team):
-    """Units of a chunk; 0 where the products are not worth sharing."""
+    """Units of a chunk; 0 where the products are not shared."""
     unit_rows, unit_items = unit(weights, columns)
     units = rows // unit_rows
     unit_bytes = unit_items * weights.itemsize
@@ -179,48 +190,52 @@ def finish(weights, number, rows, columns, x, out, scratch, team):
     each = _units_of_chunks(weights, number, rows, columns, team)
     if each == 0:
         for k in range(number):
-            _chunk(weights, k, 1, units, units, columns, x, out, scratch)
+            _compute(weights, k, 1, 1, units, units, columns, x, out, scratch)
         return
     chunks, helpers = team[JOB_CHUNKS], team[TEAM_HELPERS]
     left = True
     while left:
         left = False
         for helper in range(helpers):
-            chunk = _take_first(team, TEAM_HELPER + helper * TEAM_HELPER_ITEMS + RUN_AT)
-            if chunk >= 0:
+            chunk, taken = _take_first(team, TEAM_HELPER + helper * TEAM_HELPER_ITEMS + RUN_AT, chunks)
+            if taken > 0:
                 left = True
-                _chunk(weights, chunk, chunks, units, each, columns, x, out, scratch)
+                _compute(weights, chunk, taken, chunks, units, each, columns, x, out, scratch)
     for helper in range(helpers):
         _collect(weights, helper, chunks, units, each, columns, x, out, scratch, team)
 
 
 @njit(**INSIDE)
 def _collect(weights, helper, chunks, units, each, columns, x, out, scratch, team):
-    """Copy what a helper has computed, and compute the chunk that it does not come to an end with."""
+    """Copy what a helper has computed, and compute what it does not come to an end with."""
     line = TEAM_HELPER + helper * TEAM_HELPER_ITEMS
-    end = chunks * team[JOB_NUMBER] * (helper + 1) // team[TEAM_HELPERS]
+    all_chunks, helpers = chunks * team[JOB_NUMBER], team[TEAM_HELPERS]
+    begin, end = all_chunks * helper // helpers, all_chunks * (helper + 1) // helpers
     took = end - (peek(team, line + RUN_AT) & _LOW)
     if took == 0:
         return
     wanted = team[TEAM_PRODUCT] << 32 | took
     finished = took
     since = np.int64(0)
-    while peek(team, line + DONE_AT) != wanted:
+    while True:
+        done = peek(team, line + DONE_AT)
+        if done == wanted:
+            break
         now = nanoseconds(team, TEAM_CLOCK)
         if since == 0:
             since = now
-        elif now - since > _STEAL_NS and swap(team, line + DONE_AT, wanted - 1, wanted):
-            _chunk(weights, end - took, chunks, units, each, columns, x, out, scratch)
-            finished = took - 1
+        elif now - since > _STEAL_NS and swap(team, line + DONE_AT, done, wanted):
+            finished = done & _LOW
+            for chunk in range(end - took, end - finished):
+                _compute(weights, chunk, 1, chunks, units, each, columns, x, out, scratch)
+            break
     unit_rows = unit(weights, columns)[0]
-    own = carray(_floats_at(team[line + OWN_AT + OWN_RESULTS]), (finished * each * unit_rows,))
-    targets = scratch[4]
-    for k in range(finished):
-        chunk = end - 1 - k
+    own = carray(_floats_at(team[line + OWN_AT + OWN_RESULTS]), ((end - begin) * each * unit_rows,))
+    for chunk in range(end - finished, end):
         first = chunk % chunks * each
         rows = min(each, units - first) * unit_rows
-        into = out[targets[chunk // chunks]][first * unit_rows :]
-        results = own[k * each * unit_rows :]
+        into = out[scratch[4][chunk // chunks]][first * unit_rows :]
+        results = own[(chunk - begin) * each * unit_rows :]
         for row in range(rows):
             into[row] = results[row]
 
@@ -251,31 +266,34 @@ _int64_at = pointer_to(types.int64)
 
 @njit(**INSIDE)
 def _compute_last(like, team, line, me, run):
-    """Take the last chunk of a helper's run and compute it."""
-    chunk = (run & _LOW) - 1
+    """Take the last chunks of a helper's run and compute them."""
     chunks, units, each, columns = team[JOB_CHUNKS], team[JOB_UNITS], team[JOB_EACH], team[JOB_COLUMNS]
+    all_chunks, helpers = chunks * team[JOB_NUMBER], team[TEAM_HELPERS]
+    left, last = (run & _LOW) - ((run >> 16) & _LOW), (run & _LOW) - 1
+    taken = _several(left, last % max(chunks, 1) + 1)
+    chunk = last + 1 - taken
     number = chunk // max(chunks, 1)
     vector = number if team[JOB_X_STEP] > 0 else 0
     x = team[JOB_X] + 4 * vector * team[JOB_X_STEP]
     whole = team[JOB_LEVELS] + 2 * vector * team[JOB_LEVELS_STEP]
     sums = team[JOB_SUMS] + 4 * vector * team[JOB_SUMS_STEP]
     weights, places, steps = team[JOB_WEIGHTS], team[JOB_PLACES], team[JOB_STEPS]
-    finished = chunks * team[JOB_NUMBER] * (me + 1) // team[TEAM_HELPERS] - 1 - chunk
+    finished = all_chunks * (me + 1) // helpers - 1 - last
     if peek(team, line + RUN_AT) != run:  # What was read may be another product's.
         return
     place = carray(_int64_at(places), (number + 1,))[number]
     step = carray(_floats_at(steps), (vector + 1,))[vector]
-    if not swap(team, line + RUN_AT, run, run - 1):
+    if not swap(team, line + RUN_AT, run, run - taken):
         return
     first = chunk % chunks * each
-    count = min(each, units - first)
+    count = min(taken * each, units - first)
     levels = carray(_int16_at(whole), (columns,)), carray(_int32_at(sums), (columns,))
-    begin = finished * each * unit(like, columns)[0]
+    begin = (chunk - all_chunks * me // helpers) * each * unit(like, columns)[0]
     own = carray(_floats_at(team[line + OWN_AT + OWN_RESULTS]), (begin + 1,))
     x_of_it = carray(_floats_at(x), (columns,))
     multiply_units(_weights_at(like, weights), place, first, count, x_of_it, levels, step, own, begin)
     done = run >> 32 << 32 | finished
-    swap(team, line + DONE_AT, done, done + 1)
+    swap(team, line + DONE_AT, done, done + taken)
 
 
 def help_out(like, team, me):
