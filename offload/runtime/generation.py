@@ -14,6 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 from offload.config import Sampling
 from offload.memory.budget import PREFILL_CHUNK
 from offload.runtime.kv import KVCache
+from offload.runtime.top_p import take_over
 
 
 @dataclass(slots=True)
@@ -116,14 +117,14 @@ def generate(
     """Generate after `token_ids`, of which the first `cache.length` are in the cache already.
 
     Args:
+        config: Of this answer alone; it is changed.
         on_logits: Called with each step's logits, [V] float32, before any processing.
     """
     if sampling.seed is not None:
         torch.manual_seed(sampling.seed)
     ids = torch.tensor([token_ids], device=model.device)
-    processors = None
-    if on_logits is not None:
-        processors = [_LogitsTap(on_logits)]
+    processors: list[Any] = [] if on_logits is None else [_LogitsTap(on_logits)]
+    processors += take_over(config)
     with torch.inference_mode():
         model.generate(
             ids,

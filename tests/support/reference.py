@@ -45,6 +45,16 @@ class PlainTransformers:
             )
         return Continuation(tuple(out.sequences[0, ids.shape[1] :].tolist()), torch.cat(out.logits).float())
 
+    def sampled(self, token_ids: Sequence[int], new_tokens: int, seed: int, **settings: float) -> tuple[int, ...]:
+        """`generate`, drawing with a seed; what the settings do not say is the model's and transformers' own."""
+        ids = torch.tensor([list(token_ids)])
+        torch.manual_seed(seed)
+        with torch.inference_mode():
+            out = self.model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=True, **settings
+            )
+        return tuple(out[0, ids.shape[1] :].tolist())
+
     def replay(self, pieces: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         """Logits after each piece, [V] float32, all pieces in one cache, one forward pass a piece."""
         cache = DynamicCache(config=self.model.config)

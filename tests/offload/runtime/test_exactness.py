@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from offload import Sampling
 from offload.models import read_spec
 from offload.runtime import team
 from tests.support.checkpoints import swap_experts, tiny_checkpoint
@@ -34,6 +35,27 @@ def test_reference_is_transformers_bit_for_bit(tmp_path: Path, family: str, layo
             for prompt, theirs in zip(TINY_PROMPTS, expected, strict=True):
                 engine.forget()
                 assert_same(greedy(engine, prompt, 6), theirs)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.7},
+        {"top_p": 0.9},
+        {"temperature": 1.5, "top_p": 0.8, "top_k": 20},
+        {"temperature": 0.3, "top_p": 0.95, "top_k": 300},
+        {"top_p": 0.6, "min_p": 0.02},
+        {"top_p": 0.7, "repetition_penalty": 1.3},
+    ],
+    ids=str,
+)
+def test_tokens_are_drawn_as_transformers_draws_them(tiny: Path, settings: dict[str, float]) -> None:
+    plain = PlainTransformers(tiny)
+    with open_engine(tiny, 0.5, "reference") as engine:
+        for seed, prompt in enumerate(TINY_PROMPTS):
+            engine.forget()
+            done = engine.generate_ids(prompt, Sampling(max_new_tokens=24, seed=seed, **settings))
+            assert done.token_ids == plain.sampled(prompt, 24, seed, **settings)
 
 
 @pytest.mark.parametrize("kernels", ["reference", "fast"])
