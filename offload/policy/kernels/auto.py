@@ -26,7 +26,11 @@ _states = types.Array(uint8, 1, "C", readonly=True)
 _experts = types.Array(int64, 1, "A", readonly=True)
 _rows = types.Array(float32, 2, "C", readonly=True)
 _b1 = uint8[::1]
-_known = types.Tuple((_f2, _f1, _f1, _f1, _f1, _u8_4, _f2, _f2, _f2, _f2))
+_known = types.Tuple((_f2, _f1, _f1, _f1, _f1, _u8_4, _f2, _f2, _f2, _f2, int64[::1]))
+
+AHEAD = (1, 2, 4, 8)
+"""How many layers on those routers are that are applied to a layer's residual. Between them, what was made of an
+earlier layer's stays: each layer is looked at from eight, four, two and one before it."""
 
 CLIP = np.float32(2.5)
 """Margins are clipped to this on both sides, as in `offload.policy.probe_fitting`."""
@@ -212,20 +216,20 @@ def _gate_margins(gate, norm, x, normed, top_k, margins):
 
 @njit(
     types.void(
-        int64, _rows, _rows, boolean, _gate, _norm, _gate, _norm, int64, int64, _i8_3, _f2, _f2, boolean, _f1, _f1,
-        _f1, _f2, _b1,
+        int64, _rows, _rows, boolean, types.UniTuple(_gate, len(AHEAD)), types.UniTuple(_norm, len(AHEAD)), int64,
+        int64, _i8_3, _f2, _f2, boolean, _f1, _f1, _f1, _f2, int64[::1], _b1,
     ),
     **_OPTIONS,
 )  # fmt: skip
 def look(
-    layer, residual, shared, has_shared, gate, norm, next_gate, next_norm, ahead, top_k, down, down_scale, centre,
-    has_probe, x, normed, z, gates, told,
+    layer, residual, shared, has_shared, gate, norm, ahead, top_k, down, down_scale, centre, has_probe, x, normed,
+    z, gates, seen_from, told,
 ):  # fmt: skip
     """What all that looks ahead makes of what the router of `layer` saw: residual + shared, both [1, H].
 
     x: [H], their sum, normalised. z: [R], with `has_probe`: the probes' projection of it, down: [L, R, H] int8 with
-    scales [L, R], less centre [L, R]. gates: [2, E], what the routers of the next `ahead` layers make of it. Clears
-    told: [L].
+    scales [L, R], less centre [L, R]. gates: [L, E], what the routers of the first `ahead` of the layers at
+    distances `AHEAD`, whose weights come in, make of it; seen_from: [L], that distance. Clears told: [L].
     """
     row = residual[0]
     for i in range(x.shape[0]):
@@ -242,10 +246,10 @@ def look(
             for i in range(x.shape[0]):
                 total += np.float32(weights[i]) * x[i]
             z[r] = total * down_scale[layer, r] - centre[layer, r]
-    if ahead > 0:
-        _gate_margins(gate, norm, x, normed, top_k, gates[0])
-    if ahead > 1:
-        _gate_margins(next_gate, next_norm, x, normed, top_k, gates[1])
+    for i in range(ahead):
+        m = layer + AHEAD[i]
+        _gate_margins(gate[i], norm[i], x, normed, top_k, gates[m])
+        seen_from[m] = AHEAD[i]
     told[:] = 0
 
 
@@ -261,16 +265,18 @@ def _group(distance, wraps):
 
 
 @njit(**_OPTIONS)
-def _foretell(layer, m, experts, known, has_start, has_probe, ahead, chance):
+def _foretell(layer, m, experts, known, has_start, has_probe, chance):
     """The chances of layer m's experts."""
-    weights, odds, start, topic, z, up, up_scale, spread, offset, gates = known
+    weights, odds, start, topic, z, up, up_scale, spread, offset, gates, seen_from = known
     wraps = m <= layer
     distance = m - layer + (odds.shape[0] // experts if wraps else 0)
-    gated = not wraps and distance <= ahead
+    gated = not wraps and seen_from[m] > 0
     started = has_start and not wraps
     # Weights hold for the parts that they were fitted with: what is not there is not zero.
-    if has_probe or gated:
+    if has_probe:
         w = weights[_group(distance, wraps)]
+    elif gated:
+        w = weights[_group(seen_from[m], False)]
     else:
         w = weights[6 if started else 7]
     w0, w1, w2, w3, w4, w5 = w[0], w[1], w[2], w[3], w[4], w[5]
@@ -299,21 +305,21 @@ def _foretell(layer, m, experts, known, has_start, has_probe, ahead, chance):
                 total += np.float32(row[r]) * low[r] + upper * (high[r] - np.float32(16.0) * low[r])
             out[e] += w3 * ((total - middle) * scale * size[e] + level[e])
     if gated:
-        gate = gates[distance - 1]
+        gate = gates[m]
         for e in range(experts):
             out[e] += w4 * gate[e]
     for e in range(experts):
         out[e] = _sigmoid(out[e])
 
 
-@njit(types.void(int64, int64, _known, boolean, boolean, int64, _f1, float32, _b1, _f1, _f1), **_OPTIONS)
-def appraise(layer, experts, known, has_start, has_probe, ahead, far, gamma, told, chance, worth):
+@njit(types.void(int64, int64, _known, boolean, boolean, _f1, float32, _b1, _f1, _f1), **_OPTIONS)
+def appraise(layer, experts, known, has_start, has_probe, far, gamma, told, chance, worth):
     """What each expert's slot is worth behind the router of `layer`; -1 before the first layer.
 
     known: weights [8, 6], as `offload.policy.probes.Probes.weights`; odds, start, topic: [N]; z: [R] from the
     probes of `layer`, which say with up: [L, L, E, R / 2], two numbers of four bits each, scales [L, L], spread and
-    offset [L, E] what each layer chooses next; gates: [2, E] for the next `ahead` layers. `has_start`, `has_probe`:
-    whether there are those parts. far: [N].
+    offset [L, E] what each layer chooses next; gates: [L, E], of those layers on whose seen_from: [L] is not 0.
+    `has_start`, `has_probe`: whether there are those parts. far: [N].
 
     Gives chance: [N], that the expert is used when its layer comes next, but of layers that are told: [L] already;
     worth: [N], what gamma ** (layers until its next use) is expected to be.
@@ -322,7 +328,7 @@ def appraise(layer, experts, known, has_start, has_probe, ahead, far, gamma, tol
     whole = gamma ** np.float32(layers)
     for m in range(layers):
         if told[m] == 0:
-            _foretell(layer, m, experts, known, has_start, has_probe, ahead, chance)
+            _foretell(layer, m, experts, known, has_start, has_probe, chance)
             told[m] = 1
         near = gamma ** np.float32(m - layer + (layers if m <= layer else 0))
         for n in range(m * experts, (m + 1) * experts):
@@ -342,12 +348,12 @@ def least(evictable, worth):
 
 @njit(
     int64(
-        int64, int64, _known, boolean, boolean, int64, int64, _states, float32, _b1, _f1, int64[::1], _f1,
+        int64, int64, _known, boolean, boolean, int64, _states, float32, _b1, _f1, int64[::1], _f1,
     ),
     **_OPTIONS,
 )  # fmt: skip
 def candidates(
-    layer, experts, known, has_start, has_probe, ahead, horizon, state, threshold, told, chance, found, score
+    layer, experts, known, has_start, has_probe, horizon, state, threshold, told, chance, found, score
 ):  # fmt: skip
     """Absent experts of the next `horizon` layers with at least `threshold`, best score first: chance / distance.
 
@@ -365,7 +371,7 @@ def candidates(
         if least_there == _RESIDENT:
             continue
         if told[m] == 0:
-            _foretell(layer, m, experts, known, has_start, has_probe, ahead, chance)
+            _foretell(layer, m, experts, known, has_start, has_probe, chance)
             told[m] = 1
         for n in range(m * experts, (m + 1) * experts):
             if state[n] != _ABSENT or chance[n] < threshold:

@@ -45,22 +45,29 @@ def look_at(
     centre: NDArray[np.float32] | None = None,
     layer: int = 0,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """x normalised, its projection, and what up to two routers make of it."""
+    """x normalised, its projection, and what each of the routers makes of it."""
     hidden, experts = len(x), gates[0].shape[0] if gates else 1
-    none = np.zeros((0, 0), np.uint16), np.zeros(0, np.uint16)
-    both = [*zip(gates, norms, strict=True), none, none][:2]
+    missing = len(kernels.AHEAD) - len(gates)
     rank = 1 if down is None else down.shape[1]
     out, z = np.zeros(hidden, np.float32), np.zeros(rank, np.float32)
-    margins, told = np.zeros((2, experts), np.float32), np.ones(3, np.uint8)
+    layers = layer + kernels.AHEAD[-1] + 1
+    margins, told = np.full((layers, experts), np.nan, np.float32), np.ones(3, np.uint8)
+    seen_from = np.zeros(layers, np.int64)
     kernels.look(
-        layer, x[None], (x if shared is None else shared)[None], shared is not None, *both[0], *both[1], len(gates),
-        top_k, np.zeros((0, 0, 0), np.int8) if down is None else down,
+        layer, x[None], (x if shared is None else shared)[None], shared is not None,
+        (*gates, *[np.zeros((0, 0), np.uint16)] * missing), (*norms, *[np.zeros(0, np.uint16)] * missing),
+        len(gates), top_k, np.zeros((0, 0, 0), np.int8) if down is None else down,
         np.zeros((0, 0), np.float32) if down_scale is None else down_scale,
         np.zeros((0, 0), np.float32) if centre is None else centre, down is not None,
-        out, np.zeros(hidden, np.float32), z, margins, told,
+        out, np.zeros(hidden, np.float32), z, margins, seen_from, told,
     )  # fmt: skip
     assert not told.any()
-    return out, z, margins
+    ahead = list(kernels.AHEAD[: len(gates)])
+    assert seen_from[seen_from > 0].tolist() == ahead
+    seen = layer + np.array(ahead, np.int64)
+    assert (seen_from[seen] == ahead).all()
+    assert np.isnan(np.delete(margins, seen, axis=0)).all()
+    return out, z, margins[seen]
 
 
 @few
@@ -140,7 +147,12 @@ class World:
         random, total, rank = np.random.default_rng(seed), layers * experts, 4
         self.layers, self.experts, self.total = layers, experts, total
         self.weights, self.odds, self.start = floats(random, 8, 6), floats(random, total), floats(random, total)
-        self.topic, self.z, self.gates = floats(random, total), floats(random, rank), floats(random, 2, experts)
+        self.topic, self.z, self.gates = (
+            floats(random, total),
+            floats(random, rank),
+            floats(random, layers, experts),
+        )
+        self.seen_from = np.array(random.choice((0, *kernels.AHEAD), layers), np.int64)
         self.up = probes.pack_nibbles(8 * floats(random, layers, layers, experts, rank))
         self.up_scale, self.offset = floats(random, layers, layers) / 7, floats(random, layers, experts)
         self.spread = abs(floats(random, layers, experts))
@@ -154,20 +166,23 @@ class World:
     def known(self) -> tuple[NDArray[np.generic], ...]:
         return (
             self.weights, self.odds, self.start, self.topic, self.z, self.up, self.up_scale,
-            self.spread, self.offset, self.gates,
+            self.spread, self.offset, self.gates, self.seen_from,
         )  # fmt: skip
 
-    def appraise(self, layer: int, has_start: bool, has_probe: bool, ahead: int) -> None:
+    def appraise(self, layer: int, has_start: bool, has_probe: bool) -> None:
         kernels.appraise(
-            layer, self.experts, self.known, has_start, has_probe, ahead, self.far, self.gamma, self.told,
-            self.chance, self.worth,
+            layer, self.experts, self.known, has_start, has_probe, self.far, self.gamma, self.told, self.chance,
+            self.worth,
         )  # fmt: skip
 
-    def expected(self, layer: int, m: int, has_start: bool, has_probe: bool, ahead: int) -> NDArray[np.float64]:
+    def expected(self, layer: int, m: int, has_start: bool, has_probe: bool) -> NDArray[np.float64]:
         """The chances of layer m."""
         wraps, distance = m <= layer, self.distance(layer, m)
-        gated, started = not wraps and distance <= ahead, has_start and not wraps
-        group = group_of(distance, wraps) if has_probe or gated else BEGINNING if started else PAST_ALONE
+        seen_from = 0 if wraps else int(self.seen_from[m])
+        started = has_start and not wraps
+        group = BEGINNING if started else PAST_ALONE
+        if has_probe or seen_from:
+            group = group_of(distance if has_probe else seen_from, wraps)
         own = slice(m * self.experts, (m + 1) * self.experts)
         terms = np.zeros((self.experts, 6))
         terms[:, 0], terms[:, 1] = 1, self.odds[own]
@@ -175,7 +190,7 @@ class World:
         if has_probe:
             said = probes.unpack_nibbles(self.up[layer, m]) @ self.z
             terms[:, 3] = said * self.up_scale[layer, m] * self.spread[m] + self.offset[m]
-        terms[:, 4] = self.gates[distance - 1] if gated else 0
+        terms[:, 4] = self.gates[m] if seen_from else 0
         terms[:, 5] = self.topic[own]
         result: NDArray[np.float64] = 1 / (1 + np.exp(-(terms @ self.weights[group].astype(np.float64))))
         return result
@@ -191,20 +206,19 @@ class World:
     experts=st.integers(1, 5),
     has_start=st.booleans(),
     has_probe=st.booleans(),
-    ahead=st.integers(0, 2),
     data=st.data(),
 )
 def test_appraise(
-    seed: int, layers: int, experts: int, has_start: bool, has_probe: bool, ahead: int, data: st.DataObject
+    seed: int, layers: int, experts: int, has_start: bool, has_probe: bool, data: st.DataObject
 ) -> None:
     world = World(seed, layers, experts)
     layer = data.draw(st.integers(-1, layers - 1))
-    ahead, has_probe = 0 if layer < 0 else min(ahead, layers - 1 - layer), has_probe and layer >= 0
-    world.appraise(layer, has_start, has_probe, ahead)
+    has_probe = has_probe and layer >= 0
+    world.appraise(layer, has_start, has_probe)
     assert world.told.all()
     for m in range(layers):
         own = slice(m * experts, (m + 1) * experts)
-        p = world.expected(layer, m, has_start, has_probe, ahead)
+        p = world.expected(layer, m, has_start, has_probe)
         assert np.allclose(world.chance[own], p, atol=1e-4)
         # In `distance` layers with p; otherwise a token later at the earliest, discounted by what the past says.
         near = world.gamma ** world.distance(layer, m)
@@ -241,7 +255,7 @@ def test_candidates(
 ) -> None:
     world, after = World(seed, layers, experts), World(seed, layers, experts)
     layer, horizon = data.draw(st.integers(-1, layers - 1)), data.draw(st.integers(0, layers))
-    has_probe, ahead = has_probe and layer >= 0, 0 if layer < 0 else min(2, layers - 1 - layer)
+    has_probe = has_probe and layer >= 0
     given = world.state
     given[: experts * data.draw(st.integers(0, layers))] = 2  # some layers have all that they may need
     world.told[:] = after.told[:] = data.draw(st.lists(st.integers(0, 1), min_size=layers, max_size=layers))
@@ -249,10 +263,10 @@ def test_candidates(
     found, score = np.full(room, -1), np.zeros(room, np.float32)
     told = world.told.copy()
     count = kernels.candidates(
-        layer, experts, world.known, True, has_probe, ahead, horizon, given, np.float32(threshold), world.told,
+        layer, experts, world.known, True, has_probe, horizon, given, np.float32(threshold), world.told,
         world.chance, found, score,
     )  # fmt: skip
-    after.appraise(layer, True, has_probe, ahead)
+    after.appraise(layer, True, has_probe)
     expected = {}
     for distance in range(1, horizon + 1):
         m = (layer + distance) % layers
@@ -270,7 +284,7 @@ def test_candidates(
     assert np.allclose(score[:count], [expected[n] for n in found[:count].tolist()], rtol=1e-6)
     assert np.allclose(score[:count], sorted(expected.values(), reverse=True)[:count], rtol=1e-6)
     # What is worked out later is what had been worked out at once.
-    world.appraise(layer, True, has_probe, ahead)
+    world.appraise(layer, True, has_probe)
     assert np.array_equal(world.chance, after.chance) and np.array_equal(world.worth, after.worth)
 
 
