@@ -9,9 +9,10 @@ from typing import Any
 from finemoe_cli.models import is_path
 from finemoe_cli.output import Output
 from offload.errors import ModelNotFound
-from offload.forecast import Forecast, Kernels, MachineRates, ModelSizes, fixed_costs, forecast
+from offload.forecast import Forecast, Kernels, MachineRates, fixed_costs, forecast
 from offload.hits import HitCurve, known_curve
 from offload.models.spec import ModelSpec, read_spec
+from offload.sizes import ModelSizes
 from offload.telemetry.probes import HostProbe
 from offload.units import format_bytes
 from profiles.budget import Budget

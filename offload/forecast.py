@@ -2,8 +2,9 @@
 
 Memory is the engine's own plan (:mod:`offload.memory.budget`). A decoded token takes
 
-    active bytes / kernel rate + layers x overhead + overhead      computing, with everything resident
+    active bytes / kernel rate + layers x overhead + choosing      computing, with everything resident
     + for each layer that misses experts: a stop + waiting         reading
+    + what reads that are not waited for take from computing
 
 where waiting is the time that the lanes take for so many experts, less what is computed meanwhile. Misses come
 from a :class:`~offload.hits.HitCurve`, and policies that read ahead wait less (:data:`AUTO_WAIT`). The key-value
@@ -17,12 +18,12 @@ from itertools import pairwise
 from math import comb
 from typing import Any, Literal
 
-from offload.errors import BudgetTooLarge, BudgetTooSmall, CorruptCheckpoint
+from offload.errors import BudgetTooLarge, BudgetTooSmall
 from offload.hits import HitCurve, known_curve
 from offload.memory.budget import FixedCosts, MemoryPlan, plan_budget, plan_slots, workspace_bytes
-from offload.models.spec import BYTES_PER_WEIGHT, ModelSpec
-from offload.precision import BF16, TILE_ROWS, Precision, check_family, expert_layout, matrix_bytes
-from offload.store.base import BLOCK
+from offload.models.spec import BYTES_PER_WEIGHT
+from offload.precision import BF16, Precision
+from offload.sizes import ModelSizes
 from offload.units import MIB, format_bytes
 
 Kernels = Literal["fast", "reference"]
@@ -42,11 +43,21 @@ UNPACKED_PER_S: dict[Precision, float] = {"int8": 0.8e9, "int4": 0.25e9}
 LAYER_OVERHEAD_S: dict[Kernels, float] = {"fast": 0.08e-3, "reference": 0.4e-3}
 """For each decoder layer of a decode pass: what is no product of a matrix with a vector."""
 
-TOKEN_OVERHEAD_S: dict[Kernels, float] = {"fast": 3.5e-3, "reference": 5e-3}
-"""For each decode pass: choosing a token, transformers' own loop, counting."""
+TOKEN_OVERHEAD_S: dict[Kernels, float] = {"fast": 0.5e-3, "reference": 2e-3}
+"""For each decode pass: transformers' own loop, counting."""
 
-STOP_S = 0.4e-3
+CHOOSING_S = 0.06e-6
+"""For each token of the vocabulary: choosing one of them, as transformers draws."""
+
+STOP_S = 0.25e-3
 """For each layer that misses an expert: leaving the kernels, choosing victims, asking the lanes, going on."""
+
+LOOK_S = 0.1e-3
+"""For each layer, where policy ``auto`` looks ahead."""
+
+READ_TRAFFIC = 3
+"""Bytes that memory moves for one that is read, as the disk of a virtual machine copies. Measured: computing took
+0.10 ms longer for each megabyte where memory gives 29 GB/s."""
 
 PROMPT_LAYER_S = 2.5e-3
 """For each decoder layer of a prompt: calls of transformers' modules."""
@@ -56,7 +67,7 @@ PROMPT_EXPERT_S = 0.1e-3
 
 AUTO_WAIT = ((0.0, 0.30), (0.5, 0.36), (1.5, 0.69), (4.0, 0.80))
 """Waiting of policy ``auto`` / waiting of ``demand``, by the time that reading an expert takes in units of
-computing a layer: about what it is without predictors, .71 to .73 at 1.5; with them it waits less
+computing a layer: about what it is without predictors, .60 to .83 at 1.5; with them it waits less
 (``docs/policies.md``). From the last on it stays."""
 
 PROMPT_TOKENS = 40
@@ -67,121 +78,6 @@ FAST_TOKENS_PER_S = 5.0
 
 USABLE_TOKENS_PER_S = 1.0
 """From here on it is ``usable``; below, ``slow``."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSizes:
-    """A model's bytes.
-
-    Attributes:
-        spec: Its facts.
-        tensor_bytes: All tensors together.
-        download_bytes: What there is to fetch; 0 for a model that is here.
-        slot_bytes: One slot of the arena.
-        staging_bytes: What each reading lane takes beside the slots.
-        precision: How the weights are kept. The tensors are always those of the checkpoint.
-    """
-
-    spec: ModelSpec
-    tensor_bytes: int
-    download_bytes: int
-    slot_bytes: int
-    staging_bytes: int
-    precision: Precision = BF16
-
-    def __post_init__(self) -> None:
-        if self._plain_dense_bytes <= 0:
-            raise CorruptCheckpoint(
-                f"{self.spec.name} has {format_bytes(self.tensor_bytes)} of tensors, and its config.json describes "
-                f"{format_bytes(self.spec.total_experts * self.spec.expert_bytes)} of experts",
-                "the configuration and the weights are not of one model, or not in bfloat16",
-            )
-
-    @classmethod
-    def unread(cls, spec: ModelSpec, tensor_bytes: int, download_bytes: int) -> ModelSizes:
-        """The sizes of a model whose experts lie as the safetensors library writes them: by name, touching.
-
-        Gate, up and down then come in one read that begins within a block. Where up does not follow gate in the
-        alphabet, the read goes through the lane's staging buffer.
-        """
-        gate, up, down = spec.architecture.expert_keys(spec.moe_layers[0], 0)
-        order = sorted((gate, up, down))
-        covering = -(-spec.expert_bytes // BLOCK) * BLOCK + BLOCK
-        if order.index(up) == order.index(gate) + 1:
-            return cls(spec, tensor_bytes, download_bytes, covering, 0)
-        return cls(spec, tensor_bytes, download_bytes, covering - BLOCK, covering)
-
-    def packed_as(self, precision: Precision) -> ModelSizes:
-        """The sizes of the model when it is packed in a precision; as it is in bfloat16.
-
-        Raises:
-            UnsupportedModel: A model that finemoe does not quantise.
-        """
-        if precision == BF16:
-            return self
-        family = self.spec.architecture
-        check_family(precision, self.spec.name, family.model_type, family.fast_kernels)
-        record = expert_layout(precision, self.spec.hidden_size, self.spec.expert_size).nbytes
-        slot = -(-record // BLOCK) * BLOCK
-        return replace(self, precision=precision, slot_bytes=slot, staging_bytes=0)
-
-    @property
-    def expert_bytes(self) -> int:
-        """One routed expert."""
-        if self.precision == BF16:
-            return self.spec.expert_bytes
-        return expert_layout(self.precision, self.spec.hidden_size, self.spec.expert_size).nbytes
-
-    @property
-    def experts_bytes(self) -> int:
-        """All routed experts."""
-        return self.spec.total_experts * self.expert_bytes
-
-    @property
-    def dense_bytes(self) -> int:
-        """Everything that is no routed expert and is always in memory.
-
-        Of a quantised model all but the routers is taken for quantised matrices with rows as long as the residual
-        stream is wide, which is less than a hundredth off.
-        """
-        if self.precision == BF16:
-            return self._plain_dense_bytes
-        spec = self.spec
-        routers = spec.total_experts * spec.hidden_size * BYTES_PER_WEIGHT
-        return routers + self._packed(max(self._plain_dense_bytes - routers, 0))
-
-    @property
-    def _plain_dense_bytes(self) -> int:
-        return self.tensor_bytes - self.spec.total_experts * self.spec.expert_bytes
-
-    def _packed(self, plain_bytes: int) -> int:
-        """What matrices take that have so many bytes in bfloat16."""
-        row = [matrix_bytes(precision, TILE_ROWS, self.spec.hidden_size) for precision in (self.precision, BF16)]
-        return plain_bytes * row[0] // row[1]
-
-    @property
-    def active_dense_bytes(self) -> int:
-        """Dense weights that a token reads: of an embedding table that is not also the head, only a row."""
-        table = 0 if self.spec.tied_embeddings else self.spec.vocab_size * self.spec.hidden_size * BYTES_PER_WEIGHT
-        return max(self.dense_bytes - self._packed(table), 0)
-
-    @property
-    def active_expert_bytes(self) -> int:
-        """Routed experts that a token reads."""
-        return self.spec.num_layers * self.spec.top_k * self.expert_bytes
-
-    def to_dict(self) -> dict[str, int]:
-        """For ``--json``."""
-        return {
-            "tensor_bytes": self.tensor_bytes,
-            "dense_bytes": self.dense_bytes,
-            "experts_bytes": self.experts_bytes,
-            "expert_bytes": self.expert_bytes,
-            "experts": self.spec.total_experts,
-            "kv_bytes_per_token": self.spec.kv_bytes_per_token,
-            "active_bytes_per_token": self.active_dense_bytes + self.active_expert_bytes,
-            "download_bytes": self.download_bytes,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,10 +191,12 @@ def forecast(
     share = plan.slots / spec.total_experts
     found = (hits or known_curve(spec)).at(share)
     misses = selections * (1.0 - found)
-    stops, stall = wait_seconds(sizes, rates, kernels, found)
+    waits = wait_seconds(sizes, rates, kernels, found)
+    stops, stall = waits.stops_s, waits.waiting_s
     if policy == "auto":
         stall *= auto_wait(sizes, rates, kernels)
-    speed = 1.0 / (decode_seconds(sizes, rates, kernels) + stops + stall)
+        stops += spec.num_layers * LOOK_S if misses else 0.0
+    speed = 1.0 / (decode_seconds(sizes, rates, kernels) + stops + stall + waits.slowed_s(stall, rates))
     verdict, reason = _judge(share, speed, misses, selections)
     return Forecast(
         verdict,
@@ -330,6 +228,7 @@ def decode_seconds(sizes: ModelSizes, rates: MachineRates, kernels: Kernels) -> 
     """One token with every expert resident."""
     active = sizes.active_dense_bytes + sizes.active_expert_bytes
     overhead = sizes.spec.decoder_layers * LAYER_OVERHEAD_S[kernels] + TOKEN_OVERHEAD_S[kernels]
+    overhead += sizes.spec.vocab_size * CHOOSING_S
     unpacking = 0.0
     if kernels == "reference" and sizes.precision != BF16:
         plain = replace(sizes, precision=BF16)
@@ -338,8 +237,33 @@ def decode_seconds(sizes: ModelSizes, rates: MachineRates, kernels: Kernels) -> 
     return active / rates.weights_bytes_per_s(kernels) + unpacking + overhead
 
 
-def wait_seconds(sizes: ModelSizes, rates: MachineRates, kernels: Kernels, hits: float) -> tuple[float, float]:
-    """What misses cost a token: stopping at layers, and waiting there.
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """What misses cost a token, read on demand.
+
+    Attributes:
+        stops_s: Stopping at layers.
+        waiting_s: Waiting there.
+        reading_s: The reads, waited for or not.
+        nbytes: Of them.
+    """
+
+    stops_s: float
+    waiting_s: float
+    reading_s: float
+    nbytes: float
+
+    def slowed_s(self, waiting_s: float, rates: MachineRates) -> float:
+        """What the reads take from computing, if so much of them is waited for. Kernels of both kinds have it of
+        the memory whose speed the ``fast`` ones show."""
+        if not self.reading_s:
+            return 0.0
+        beside = max(1.0 - waiting_s / self.reading_s, 0.0)
+        return beside * READ_TRAFFIC * self.nbytes / rates.kernel_bytes_per_s
+
+
+def wait_seconds(sizes: ModelSizes, rates: MachineRates, kernels: Kernels, hits: float) -> Waits:
+    """What misses cost a token.
 
     Each of a layer's experts is missed with the chance 1 - ``hits``, whatever the others are. All that a layer
     misses is asked for at once, read by as many lanes as there are experts, while the shared expert and those that
@@ -347,19 +271,24 @@ def wait_seconds(sizes: ModelSizes, rates: MachineRates, kernels: Kernels, hits:
     """
     spec = sizes.spec
     shared = spec.shared_expert_size * sizes.expert_bytes / spec.expert_size
-    stops = waiting = 0.0
+    stops = waiting = all_reading = 0.0
     for missing in range(1, spec.top_k + 1):
         chance = comb(spec.top_k, missing) * (1.0 - hits) ** missing * hits ** (spec.top_k - missing)
         reading = missing * sizes.expert_bytes / rates.disk_bytes_per_s(missing)
         there = shared + (spec.top_k - missing) * sizes.expert_bytes
         stops += chance * STOP_S
         waiting += chance * max(reading - there / rates.weights_bytes_per_s(kernels), 0.0)
-    return spec.num_layers * stops, spec.num_layers * waiting
+        all_reading += chance * reading
+    layers = spec.num_layers
+    nbytes = layers * spec.top_k * (1.0 - hits) * sizes.expert_bytes
+    return Waits(layers * stops, layers * waiting, layers * all_reading, nbytes)
 
 
 def auto_wait(sizes: ModelSizes, rates: MachineRates, kernels: Kernels) -> float:
     """Waiting of ``auto`` / waiting of ``demand``: the faster the disk beside the computing, the more is hidden."""
-    layer = decode_seconds(sizes, rates, kernels) / sizes.spec.decoder_layers
+    spec = sizes.spec
+    choosing = TOKEN_OVERHEAD_S[kernels] + spec.vocab_size * CHOOSING_S
+    layer = (decode_seconds(sizes, rates, kernels) - choosing) / spec.decoder_layers
     reading = sizes.expert_bytes / rates.disk_bytes_per_s(1) / layer
     for (x0, y0), (x1, y1) in pairwise(AUTO_WAIT):
         if reading <= x1:

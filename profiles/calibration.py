@@ -13,7 +13,7 @@ from offload.models.spec import ModelSpec
 from profiles.files import write_atomically
 from profiles.paths import cache_dir, ensure_folder
 
-_FORMAT = 3
+_FORMAT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +78,8 @@ def calibrate(spec: ModelSpec, progress: Progress | None = None) -> Calibration:
 
     folder = ensure_folder(cache_dir())
     disk = measure_disk(folder, spec, progress)
-    kernel_rate = measure_kernel_rate(progress=progress)
-    prompt_rate, flops = measure_prompt_rates()
+    kernel_rate = measure_kernel_rate(spec.expert_bytes, progress=progress)
+    prompt_rate, flops = measure_prompt_rates(spec.expert_bytes)
     made = Calibration(
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         memory_bytes_per_s=measure_memory_rate(),

@@ -13,9 +13,10 @@ from typing import Any
 from finemoe_cli.evaluation.plan import Combination, Plan
 from offload.config import EngineConfig
 from offload.errors import BudgetTooLarge
-from offload.forecast import ModelSizes, fixed_costs
+from offload.forecast import fixed_costs
 from offload.memory.budget import plan_slots
 from offload.models.spec import read_spec
+from offload.sizes import ModelSizes
 from offload.store.safetensors_index import CheckpointIndex
 from offload.telemetry.probes import HostProbe, NvmlProbe
 from offload.units import format_bytes

@@ -389,6 +389,7 @@ class Auto:
         rates = self.around.rates
         ratio = rates.read_s / max(rates.layer_s, 1e-9)
         load = min(1.0, self._waits / self.around.layers * ratio)
-        idle = UNTRAINED_IDLE if self._probes is None else IDLE
-        measured = idle + (min(HIGHEST, LOWEST + SLOPE * ratio) - idle) * load**2
+        busy = min(HIGHEST, LOWEST + SLOPE * ratio)
+        idle = min(UNTRAINED_IDLE if self._probes is None else IDLE, busy)
+        measured = idle + (busy - idle) * load**2
         self._threshold = np.float32(self._fixed_threshold if self._fixed_threshold >= 0 else measured)

@@ -21,6 +21,7 @@ _SECONDS = 0.7
 _HIDDEN = 2048
 _ROWS = 1 << 16
 """A matrix of 256 MiB: more than caches hold."""
+_FEWEST_ROWS = 16
 _ONE = 0x3F80
 """The bits of 1 in bfloat16. Of 1 as a whole number they would mean a number so small that processors compute with
 it twenty times as slowly."""
@@ -29,32 +30,45 @@ FEW_TOKENS = 3
 PROMPT_TOKENS = 40
 
 
-def measure_kernel_rate(seconds: float = _SECONDS, rows: int = _ROWS, progress: Progress | None = None) -> float:
-    """Bytes of weights a second that the decode kernels multiply a vector with, on an engine's threads."""
+def measure_kernel_rate(
+    expert_bytes: int, seconds: float = _SECONDS, rows: int = _ROWS, progress: Progress | None = None
+) -> float:
+    """Bytes of weights a second that the decode kernels multiply a vector with, on an engine's threads.
+
+    One product after another, each with as much as two experts: about what is multiplied at a time in a model that
+    has experts of this size. Small products are shared at a loss.
+    """
     compile_kernels(progress)
     from offload.runtime.kernels import bf16
     from offload.runtime.team import Team, make_scratch
 
     table = _weights(rows)
+    each = min(max(2 * expert_bytes // (2 * _HIDDEN), _FEWEST_ROWS), rows)
     x, normed = np.ones(_HIDDEN, np.float32), np.empty(_HIDDEN, np.float32)
-    norm, logits = np.full(_HIDDEN, _ONE, np.uint16), np.empty(rows, np.float32)
+    norm, logits = np.full(_HIDDEN, _ONE, np.uint16), np.empty(each, np.float32)
     eps, weights = np.float32(1e-6), table.reshape(-1)
     scratch = make_scratch(1, _HIDDEN)
-    team = Team(computing_threads(), bf16, weights, rows)
+    team = Team(computing_threads(), bf16, weights, each)
+
+    def multiply(out: NDArray[np.float32]) -> None:
+        for first in range(0, rows - each + 1, each):
+            bf16.head(x, norm, eps, weights, first * _HIDDEN, normed, scratch, team.board, out)
+
     try:
-        seconds_each = _median(
-            lambda: bf16.head(x, norm, eps, weights, 0, normed, scratch, team.board, logits), seconds
-        )
+        calling = _median(lambda: multiply(logits[:1]), seconds / 10)  # what a kernel would not call from Python
+        called = _median(lambda: multiply(logits), seconds)
     finally:
         team.close()
-    return table.nbytes / seconds_each
+    # One that was interrupted while it did nothing is not to say that products take no time.
+    return rows // each * each * 2 * _HIDDEN / max(called - calling, called / 2)
 
 
-def measure_prompt_rates(seconds: float = _SECONDS, rows: int = _ROWS) -> tuple[float, float]:
+def measure_prompt_rates(expert_bytes: int, seconds: float = _SECONDS, rows: int = _ROWS) -> tuple[float, float]:
     """What torch does with prompts, on all its threads, in bfloat16.
 
     Returns:
-        Bytes of weights a second that a few tokens are multiplied with, and operations a second for a short prompt.
+        Bytes of weights a second that a few tokens are multiplied with, in products of one expert's matrix, and
+        operations a second for a short prompt.
     """
     import torch
     from torch.nn.functional import linear
@@ -63,8 +77,15 @@ def measure_prompt_rates(seconds: float = _SECONDS, rows: int = _ROWS) -> tuple[
     weights = torch.from_numpy(_weights(rows)).view(torch.bfloat16)
     few = torch.ones(FEW_TOKENS, _HIDDEN, dtype=torch.bfloat16)
     prompt = torch.ones(PROMPT_TOKENS, _HIDDEN, dtype=torch.bfloat16)
+    each = min(max(expert_bytes // 2 // (2 * _HIDDEN), _FEWEST_ROWS), rows)
+    experts = [weights[first : first + each] for first in range(0, rows, each)]
+
+    def multiply() -> None:
+        for expert in experts:
+            linear(few, expert)
+
     with torch.inference_mode():
-        rate = weights.nbytes / _median(lambda: linear(few, weights), seconds)
+        rate = weights.nbytes / _median(multiply, seconds)
         operations = 2 * PROMPT_TOKENS * weights.numel() / _median(lambda: linear(prompt, weights), seconds)
     return rate, operations
 

@@ -29,7 +29,7 @@ class FewTopP(TopPLogitsWarper):  # type: ignore[misc]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """scores: [B, V] float32, with minus infinity for tokens that are ruled out; returned with more of them."""
-        dropped = self._dropped(scores) if len(scores) == 1 else None
+        dropped = self._dropped(scores) if len(scores) == 1 and scores.device.type == "cpu" else None
         if dropped is None:
             result: torch.Tensor = super().__call__(input_ids, scores)
             return result
@@ -39,7 +39,7 @@ class FewTopP(TopPLogitsWarper):  # type: ignore[misc]
 
     def _dropped(self, scores: torch.Tensor) -> np.ndarray | None:
         """Numbers of the tokens to rule out; None where rounding or ties decide, or many are left."""
-        row = scores[0].numpy(force=True)
+        row = scores[0].numpy()
         if not np.isfinite(row.max()):
             return None
         left = np.flatnonzero(row > -np.inf)

@@ -12,7 +12,7 @@ from offload.errors import CorruptCheckpoint, UnsupportedModel
 from offload.forecast import (
     AUTO_WAIT,
     MachineRates,
-    ModelSizes,
+    Waits,
     auto_wait,
     decode_seconds,
     fixed_costs,
@@ -24,6 +24,7 @@ from offload.hits import HitCurve, known_curve
 from offload.memory.budget import plan_slots
 from offload.models.spec import spec_from_config
 from offload.precision import expert_layout, matrix_bytes
+from offload.sizes import ModelSizes
 from offload.units import GIB
 
 BY_HAND = (Path(__file__).parents[2] / "docs" / "plan.md").read_text(encoding="utf-8")
@@ -115,7 +116,7 @@ def test_speed_is_computing_and_stopping_and_waiting():
     """The example of docs/plan.md."""
     sizes = sizes_of(QWEN15)
     resident = forecast(sizes, ROOM, context=4096, kernels="fast", policy="demand", experts_fraction=1.0)
-    computing = 4_756_017_152 / 20e9 + 24 * 0.08e-3 + 3.5e-3
+    computing = 4_756_017_152 / 20e9 + 24 * 0.08e-3 + 0.5e-3 + 151_936 * 0.06e-6
     assert resident.tokens_per_s == pytest.approx(1 / computing)
     assert f"{1000 * computing:.1f}" in BY_HAND
 
@@ -130,20 +131,39 @@ def test_speed_is_computing_and_stopping_and_waiting():
     }
     assert min(waits.values()) > 0
     stall = 24 * sum(chances[missing] * waits[missing] for missing in chances)
-    stops = 24 * sum(chances.values()) * 0.4e-3
+    stops = 24 * sum(chances.values()) * 0.25e-3
+    reading = 24 * sum(chances[missing] * missing * 17_301_504 / rates[missing] for missing in chances)
+    slowed = (1 - stall / reading) * 3 * 48 * 17_301_504 / 20e9
     assert made.misses_per_token == pytest.approx(48)
     assert made.stall_s == pytest.approx(stall)
-    assert made.tokens_per_s == pytest.approx(1 / (computing + stops + stall))
-    assert f"{1000 * stall:.0f}" in BY_HAND and f"{made.tokens_per_s:.2f}" in BY_HAND
+    assert made.tokens_per_s == pytest.approx(1 / (computing + stops + stall + slowed))
+    for number in (f"{1000 * stall:.0f}", f"{1000 * slowed:.0f}", f"{made.tokens_per_s:.2f}"):
+        assert number in BY_HAND
     assert decode_seconds(sizes, ROOM, "reference") > 2 * decode_seconds(sizes, ROOM, "fast")
+
+
+def test_auto_waits_for_a_part_and_pays_for_looking_ahead():
+    sizes = sizes_of(QWEN15)
+    half = HitCurve(((0.0, 0.5), (1.0, 0.5)), "half of them")
+    made = forecast(sizes, ROOM, context=4096, kernels="fast", policy="auto", hits=half, experts_fraction=0.22)
+    waits = wait_seconds(sizes, ROOM, "fast", 0.5)
+    share = auto_wait(sizes, ROOM, "fast")
+    # A read takes 17.3 ms, a layer with its part of the head 10.0 ms, which is 1.73 of it.
+    assert share == pytest.approx(0.69 + (0.80 - 0.69) * (1.726 - 1.5) / 2.5, abs=1e-3)
+    seconds = decode_seconds(sizes, ROOM, "fast") + waits.stops_s + 24 * 0.1e-3 + share * waits.waiting_s
+    slowed = (1 - share * waits.waiting_s / waits.reading_s) * 3 * 48 * 17_301_504 / 20e9
+    assert made.stall_s == pytest.approx(share * waits.waiting_s)
+    assert made.tokens_per_s == pytest.approx(1 / (seconds + slowed))
 
 
 def test_a_disk_that_is_faster_than_computing_is_not_waited_for():
     sizes = sizes_of(QWEN15)
     fast = replace(ROOM, disk_rates=((1, 1e12),))
-    stops, waiting = wait_seconds(sizes, fast, "fast", 0.9)
-    assert stops > 0 and waiting == 0
-    assert wait_seconds(sizes, ROOM, "fast", 1.0) == (0, 0)
+    waits = wait_seconds(sizes, fast, "fast", 0.9)
+    assert waits.stops_s > 0 and waits.waiting_s == 0
+    assert waits.slowed_s(0.0, fast) == pytest.approx(3 * 9.6 * 17_301_504 / 20e9), "but memory has its part of it"
+    assert wait_seconds(sizes, ROOM, "fast", 1.0) == Waits(0, 0, 0, 0)
+    assert Waits(0, 0, 0, 0).slowed_s(0.0, fast) == 0
 
 
 def test_reading_ahead_hides_more_the_faster_the_disk_is():

@@ -23,7 +23,7 @@ def small(monkeypatch):
     monkeypatch.setattr(scratch, "measure_read_rate", partial(measure_read_rate, seconds_each=0.02))
     monkeypatch.setattr(rates, "measure_memory_rate", partial(rates.measure_memory_rate, 0.0))
     for name in ("measure_kernel_rate", "measure_prompt_rates"):
-        monkeypatch.setattr(compute_rates, name, partial(getattr(compute_rates, name), 0.0, 64))
+        monkeypatch.setattr(compute_rates, name, partial(getattr(compute_rates, name), seconds=0.0, rows=64))
 
 
 def test_each_size_is_measured_for_itself_and_found_again():
@@ -37,7 +37,7 @@ def test_each_size_is_measured_for_itself_and_found_again():
     assert (kept_calibration(first.expert_bytes), kept_calibration(second.expert_bytes)) == (made, other)
 
 
-@pytest.mark.parametrize("damage", ["", "{", '{"format": 2}', '{"format": 3, "measurements": {"25": {}}}'])
+@pytest.mark.parametrize("damage", ["", "{", '{"format": 3}', '{"format": 4, "measurements": {"25": {}}}'])
 def test_a_file_that_cannot_be_used_is_measured_anew(damage):
     spec = sizes_of(QWEN15).spec
     made = calibrate(spec)

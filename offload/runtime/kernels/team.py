@@ -80,7 +80,8 @@ _SPIN_NS = 3_000_000
 """How long a helper looks for the next product before it sleeps: longer than what is done between two tokens. It
 takes only what nobody else wants, and waking it up costs more than a small product."""
 _STEAL_NS = 20_000
-"""How long the caller waits for a helper's last chunks before it computes them: some times what they take."""
+"""How long the caller waits for a helper's last chunks before it computes them: some times what one takes. Towards
+the end they are taken one by one; only a helper that was stopped, or is much slower, still has more."""
 
 
 @njit(inline="always")

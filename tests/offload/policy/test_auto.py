@@ -50,6 +50,36 @@ def point(table: Table, policy: Auto, layer: int, hot: int) -> None:
     table.route(policy, layer, [[hot]], residual.tolist())
 
 
+def test_a_layer_is_looked_at_from_eight_four_two_and_one_before_it() -> None:
+    table = Table(layers=12, hidden=4, top_k=1, routers=one_hot_routers(12, 4), threshold=0.8, depth=8)
+    policy = Auto(table.around)
+
+    def fetched(layer: int) -> list[tuple[int, int]]:
+        return sorted(divmod(one.expert, 4) for one in policy.decide(layer).fetch)
+
+    table.begin(policy)
+    point(table, policy, 0, 2)
+    assert fetched(0) == [(1, 2), (2, 2), (4, 2), (8, 2)]
+    point(table, policy, 1, 3)
+    assert fetched(1) == [(2, 3), (3, 3), (4, 2), (5, 3), (8, 2), (9, 3)], "layers 4 and 8 as they were seen before"
+    point(table, policy, 4, 1)
+    assert (8, 1) in fetched(4), "and anew from nearer"
+    table.begin(policy)
+    assert fetched(-1) == [], "another token has another residual"
+
+
+def test_probes_stay_with_the_routers_they_were_fitted_with(probes: Probes) -> None:
+    for learnt, expected in ((None, [0, 1, 2, 0, 4]), (probes, [0, 1, 2, 0, 0])):
+        table = Table(
+            layers=MODEL.layers, experts=MODEL.experts, hidden=MODEL.hidden, routers=MODEL.routers,
+            knowledge=None if learnt is None else Knowledge(probes=learnt),
+        )  # fmt: skip
+        policy = Auto(table.around)
+        table.begin(policy)
+        table.route(policy, 0, [[0, 1]], [0.5] * MODEL.hidden)
+        assert policy._seen_from.tolist() == expected
+
+
 def test_what_the_next_routers_point_at_is_fetched_nearest_first() -> None:
     _, policy = looking(2, depth=2)
     decision = policy.decide(0)

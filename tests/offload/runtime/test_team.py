@@ -30,7 +30,7 @@ from offload.runtime.kernels.places import (
     TEAM_PRODUCT,
     TEAM_STOP,
 )
-from offload.runtime.kernels.team import products
+from offload.runtime.kernels.team import _compute_last, products
 from offload.runtime.team import Team, make_scratch
 from offload.store.quantise import quantise
 
@@ -53,9 +53,23 @@ def take_a_chunk_and_stop(team):
 
 
 @njit(**{**OPTIONS, "cache": False})
-def go_on(team, done):
+def work_take_two_and_stop(like, team):
+    """A helper that computes what it takes first, and is stopped with two more chunks. Returns the same."""
+    while True:
+        run = peek(team, TEAM_HELPER + RUN_AT)
+        if (run & 0xFFFF) - ((run >> 16) & 0xFFFF) < 8:
+            continue
+        _compute_last(like, team, TEAM_HELPER, 0, run)
+        done, now = peek(team, TEAM_HELPER + DONE_AT), peek(team, TEAM_HELPER + RUN_AT)
+        several = (now & 0xFFFF) - ((now >> 16) & 0xFFFF) >= 2 and done & 0xFFFF > 0
+        if several and run >> 32 == now >> 32 == done >> 32 and swap(team, TEAM_HELPER + RUN_AT, now, now - 2):
+            return done
+
+
+@njit(**{**OPTIONS, "cache": False})
+def go_on(team, done, taken):
     """Whether what that helper has computed would count."""
-    return swap(team, TEAM_HELPER + DONE_AT, done, done + 1)
+    return swap(team, TEAM_HELPER + DONE_AT, done, done + taken)
 
 
 class Products:
@@ -101,6 +115,13 @@ def team_of(threads: int, these: Products, least: int, chunk: int) -> Iterator[T
         team.close()
 
 
+def run_anew(these: Products, team: Team) -> np.ndarray:
+    """As `Products.run`, with nothing right left from before where helpers put their results."""
+    for results in team._results:
+        results.fill(np.nan)
+    return these.run(team.board)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
 def test_it_does_not_show_who_computed_what(precision: Precision, rows: int, columns: int) -> None:
@@ -109,7 +130,7 @@ def test_it_does_not_show_who_computed_what(precision: Precision, rows: int, col
         for threads, chunk in ((2, 64), (3, 4096), (5, 1)):
             with team_of(threads, these, 0, chunk) as team:
                 for _ in range(50):
-                    np.testing.assert_array_equal(these.run(team.board), these.expected)
+                    np.testing.assert_array_equal(run_anew(these, team), these.expected)
 
 
 @settings(max_examples=60, deadline=None)
@@ -129,7 +150,7 @@ def test_products_of_any_size_are_whole(
     these = Products(precision, 16 * tiles, 32 * groups, number, same)
     with team_of(threads, these, least, chunk) as team:
         for _ in range(3):
-            np.testing.assert_array_equal(these.run(team.board), these.expected)
+            np.testing.assert_array_equal(run_anew(these, team), these.expected)
 
 
 def test_helpers_do_take_a_part() -> None:
@@ -150,8 +171,9 @@ def test_nobody_waits_for_a_helper_that_never_comes() -> None:
         np.testing.assert_array_equal(these.run(team.board), these.expected)
 
 
+@pytest.mark.parametrize("works", [False, True], ids=["at once", "later"])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_chunk_of_a_helper_that_was_stopped_is_taken_away(precision: Precision) -> None:
+def test_what_a_helper_took_that_was_stopped_is_taken_away(precision: Precision, works: bool) -> None:
     these = Products(precision, 320, 64, 3, False)
     with team_of(2, these, 0, 256) as team:
         team.close()  # Another one takes the helper's place.
@@ -159,13 +181,20 @@ def test_a_chunk_of_a_helper_that_was_stopped_is_taken_away(precision: Precision
         taken = 0
         for _ in range(20):
             results: list[int] = []
-            stopped = threading.Thread(target=lambda: results.append(take_a_chunk_and_stop(team.board)))  # noqa: B023
+
+            def help_and_stop(results: list[int] = results) -> None:
+                if works:
+                    results.append(work_take_two_and_stop(these.weights[:0], team.board))
+                else:
+                    results.append(take_a_chunk_and_stop(team.board))
+
+            stopped = threading.Thread(target=help_and_stop)
             stopped.start()
             while not results:  # It may come too late for a product that takes no time.
-                np.testing.assert_array_equal(these.run(team.board), these.expected)
+                np.testing.assert_array_equal(run_anew(these, team), these.expected)
             stopped.join()
             taken += 1
-            assert not go_on(team.board, results[0])
+            assert not go_on(team.board, results[0], 2 if works else 1)
         assert taken == 20
         team.board[TEAM_HELPERS] = 0
 
