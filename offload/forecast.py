@@ -49,10 +49,10 @@ TOKEN_OVERHEAD_S: dict[Kernels, float] = {"fast": 0.5e-3, "reference": 2e-3}
 CHOOSING_S = 0.06e-6
 """For each token of the vocabulary: choosing one of them, as transformers draws."""
 
-STOP_S = 0.25e-3
+STOP_S = 0.35e-3
 """For each layer that misses an expert: leaving the kernels, choosing victims, asking the lanes, going on."""
 
-LOOK_S = 0.1e-3
+LOOK_S = 0.15e-3
 """For each layer, where policy ``auto`` looks ahead."""
 
 READ_TRAFFIC = 3
