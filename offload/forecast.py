@@ -227,14 +227,18 @@ def fixed_costs(sizes: ModelSizes, context: int, kernels: Kernels, lanes: int) -
 def decode_seconds(sizes: ModelSizes, rates: MachineRates, kernels: Kernels) -> float:
     """One token with every expert resident."""
     active = sizes.active_dense_bytes + sizes.active_expert_bytes
-    overhead = sizes.spec.decoder_layers * LAYER_OVERHEAD_S[kernels] + TOKEN_OVERHEAD_S[kernels]
-    overhead += sizes.spec.vocab_size * CHOOSING_S
+    overhead = sizes.spec.decoder_layers * LAYER_OVERHEAD_S[kernels] + _outside_layers_s(sizes, kernels)
     unpacking = 0.0
     if kernels == "reference" and sizes.precision != BF16:
         plain = replace(sizes, precision=BF16)
         weights = (plain.active_dense_bytes + plain.active_expert_bytes) / BYTES_PER_WEIGHT
         unpacking, active = weights / UNPACKED_PER_S[sizes.precision], int(weights) * BYTES_PER_WEIGHT
     return active / rates.weights_bytes_per_s(kernels) + unpacking + overhead
+
+
+def _outside_layers_s(sizes: ModelSizes, kernels: Kernels) -> float:
+    """What a token takes that is neither a layer nor the head."""
+    return TOKEN_OVERHEAD_S[kernels] + sizes.spec.vocab_size * CHOOSING_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,9 +290,8 @@ def wait_seconds(sizes: ModelSizes, rates: MachineRates, kernels: Kernels, hits:
 
 def auto_wait(sizes: ModelSizes, rates: MachineRates, kernels: Kernels) -> float:
     """Waiting of ``auto`` / waiting of ``demand``: the faster the disk beside the computing, the more is hidden."""
-    spec = sizes.spec
-    choosing = TOKEN_OVERHEAD_S[kernels] + spec.vocab_size * CHOOSING_S
-    layer = (decode_seconds(sizes, rates, kernels) - choosing) / spec.decoder_layers
+    computing = decode_seconds(sizes, rates, kernels) - _outside_layers_s(sizes, kernels)
+    layer = computing / sizes.spec.decoder_layers
     reading = sizes.expert_bytes / rates.disk_bytes_per_s(1) / layer
     for (x0, y0), (x1, y1) in pairwise(AUTO_WAIT):
         if reading <= x1:

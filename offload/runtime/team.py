@@ -34,7 +34,8 @@ MOST_THREADS = 8
 SHARED_BYTES = 128 << 10
 """Products of less are not worth the microseconds that sharing takes."""
 CHUNK_BYTES = 64 << 10
-"""What is taken at a time, if rows are not longer: some microseconds of work."""
+"""The least that is taken at a time, if rows are not longer: some microseconds of work. While much is left, several
+of these are taken (`kernels.team`)."""
 
 _LINE_BYTES = 128
 
