@@ -69,7 +69,7 @@ class Setting:
     Attributes:
         model: Folder of the checkpoint.
         work: Folder for the peers' files and their Python.
-        threads: For those that compute with several; finemoe decodes with one and reads with others.
+        threads: That compute; finemoe reads with others.
         context: Positions.
         seconds: An answer is cut off after so many.
     """

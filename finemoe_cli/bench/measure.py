@@ -20,7 +20,7 @@ from offload.errors import ModelError
 from offload.memory.residency import RESIDENT
 from offload.models.spec import read_spec
 from offload.runtime.text import ChatTokenizer
-from offload.store.calibrate import LANES, measure_read_rate
+from offload.store.calibrate import LANES, Calibration, measure_read_rate
 from offload.store.open_store import open_store
 from offload.store.safetensors_index import CheckpointIndex
 from offload.telemetry.counters import Phase
@@ -48,11 +48,13 @@ class Bench:
         self._progress = progress
         if cold:
             drop_from_page_cache(config.model)
-        rate, lanes, record_bytes = _disk_rate(config)
+        self._config = config
+        before = _measure_disk(config, (config.lanes,) if config.lanes else LANES)
+        self._disk_rates = [before.bytes_per_second]
         if cold:
             drop_from_page_cache(config.model)
         begin = time.perf_counter()
-        self._engine = Engine(replace(config, lanes=lanes), progress)
+        self._engine = Engine(replace(config, lanes=before.lanes), progress)
         self._loaded_s = time.perf_counter() - begin
         now = self._engine.snapshot()
         self.opened = Opened(
@@ -63,12 +65,11 @@ class Bench:
             lanes=now.io.lanes,
             direct=now.io.direct,
             store=now.io.store,
-            disk_bytes_per_s=rate,
             load_s=self._loaded_s,
             budget_bytes=now.memory.budget_bytes,
             slots=now.memory.slots,
             slot_bytes=now.memory.slot_bytes,
-            record_bytes=record_bytes,
+            record_bytes=before.record_bytes,
             experts=len(self._engine.view().state),
         )
         self._tokens = _Tokens(config.model, text, questions)
@@ -109,13 +110,15 @@ class Bench:
                 answers.append(self._answer(generate, number, seed))
                 self._progress("measure", len(prompts) + len(answers), total)
         peak = self._engine.snapshot().memory.peak_bytes
+        after = _measure_disk(self._config, (self.opened.lanes,))
+        disk_rates = [*self._disk_rates, after.bytes_per_second]
         chosen = []
         if routing:
             chosen = [
                 self._routing(generate, number, seed, sample.token_ids)
                 for number, sample in zip(numbers, answers, strict=True)
             ]
-        return Measured(self.opened, prompts, answers, peak, chosen)
+        return Measured(self.opened, prompts, answers, peak, disk_rates, chosen)
 
     def _prompt(self, tokens: int, number: int, seed: int) -> Sample:
         self._engine.forget()
@@ -227,13 +230,12 @@ def drop_from_page_cache(model: Path) -> None:
                 os.close(descriptor)
 
 
-def _disk_rate(config: EngineConfig) -> tuple[float, int, int]:
-    """Bytes a second of plain threads, how many of them, and the bytes of a record."""
+def _measure_disk(config: EngineConfig, lanes: Sequence[int]) -> Calibration:
+    """How fast plain threads read the model's experts."""
     spec = read_spec(config.model)
     store = open_store(spec, CheckpointIndex.open(config.model), packs_folder=config.packs_folder)
     try:
-        measured = measure_read_rate(store, (config.lanes,) if config.lanes else LANES, seconds_each=0.3)
-        return measured.bytes_per_second, measured.lanes, store.record_bytes
+        return measure_read_rate(store, lanes, seconds_each=0.3)
     finally:
         store.close()
 

@@ -26,6 +26,7 @@ class Row:
         compute_s: What is left of the time without waiting for reads.
         token_p50_s / token_p99_s: Of the times between tokens, all repeats together; None for prompts.
         major_faults / minor_faults: Page faults a token.
+        disk_bytes_per_s: The mean of before and after, as what a byte takes.
         peak_bytes: The most memory of the process; both tests of a configuration share it.
     """
 
@@ -104,7 +105,7 @@ def _row(test: str, one: Configuration, measured: Measured, samples: Sequence[Sa
         token_p99_s=percentile(intervals, 0.99),
         major_faults=sum(sample.major_faults for sample in samples) / tokens,
         minor_faults=sum(sample.minor_faults for sample in samples) / tokens,
-        disk_bytes_per_s=opened.disk_bytes_per_s,
+        disk_bytes_per_s=statistics.harmonic_mean(measured.disk_rates),
         peak_bytes=measured.peak_bytes,
         load_s=opened.load_s,
     )

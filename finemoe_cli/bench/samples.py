@@ -13,7 +13,6 @@ class Opened:
     Attributes:
         load_s: Seconds that it took.
         threads: That compute.
-        disk_bytes_per_s: What as many plain threads as there are lanes read of the model's experts, just before.
         budget_bytes / slots / slot_bytes / experts: Of the plan: its bytes, experts that fit, bytes of one slot,
             experts of the model.
         record_bytes: What is read for one expert.
@@ -26,7 +25,6 @@ class Opened:
     lanes: int
     direct: bool
     store: str
-    disk_bytes_per_s: float
     load_s: float
     budget_bytes: int
     slots: int
@@ -72,6 +70,8 @@ class Measured:
         opened: Its engine; of several, one for each repeat, the first.
         prompts / answers: The repeats of both tests.
         peak_bytes: The most memory that the process took.
+        disk_rates: Bytes a second that as many plain threads as there are lanes read of the model's experts, just
+            before the engine was opened and just after the last answer; of each process.
         routing: For each answer, what the routers chose for its tokens after the first, [T, L, K]; empty unless
             it was asked for.
     """
@@ -80,6 +80,7 @@ class Measured:
     prompts: list[Sample]
     answers: list[Sample]
     peak_bytes: int
+    disk_rates: list[float]
     routing: list[list[list[list[int]]]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,6 +95,7 @@ class Measured:
             [Sample(**one) for one in data["prompts"]],
             [Sample(**one) for one in data["answers"]],
             data["peak_bytes"],
+            data["disk_rates"],
             data["routing"],
         )
 
@@ -104,5 +106,6 @@ class Measured:
             self.prompts + other.prompts,
             self.answers + other.answers,
             max(self.peak_bytes, other.peak_bytes),
+            self.disk_rates + other.disk_rates,
             self.routing + other.routing,
         )

@@ -3,7 +3,8 @@
 The **bound** of a budget is max(compute, bytes / disk rate). Compute is the least that a token took without
 waiting at any budget. The bytes are those that Belady's MIN (`offload.trace.oracle`) would have read for the very
 tokens that were measured, with as many slots, beginning with what was resident when decoding began; the rate is
-the raw one. No policy can be faster, whatever it foresees.
+the raw one. No policy can be faster, whatever it foresees. The **bound of its own reads** has the bytes that the
+policy did read instead: what is above it was lost between reading and computing, and not by the policy.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Point:
         budget_bytes / peak_bytes: The promise, and the most that was taken.
         share: Experts that fit into the slots / experts.
         measured_s / measured_sd_s: Mean and standard deviation over the repeats.
-        bound_s: See the module.
+        bound_s / own_bound_s: See the module.
         belady_mib: Read a token at best.
         forecast_s: What `finemoe plan` says beforehand; None where it says that the budget does not fit.
         error: Forecast tokens a second / measured ones - 1.
@@ -51,6 +52,7 @@ class Point:
     compute_s: float
     stall_s: float
     bound_s: float
+    own_bound_s: float
     forecast_s: float | None
     error: float | None
     tokens_per_s: float
@@ -128,6 +130,7 @@ def _point(
         compute_s=answer.compute_s,
         stall_s=answer.stall_s,
         bound_s=max(compute, belady / answer.disk_bytes_per_s),
+        own_bound_s=max(compute, answer.mib_per_token * MIB / answer.disk_bytes_per_s),
         forecast_s=1 / forecast.tokens_per_s if fits else None,
         error=forecast.tokens_per_s * mean - 1 if fits else None,
         tokens_per_s=1 / mean,

@@ -16,7 +16,7 @@ from offload.units import MIB
 
 OPENED = Opened(
     device="cpu", kernels="fast", policy="demand", threads=2, lanes=2, direct=True, store="safetensors",
-    disk_bytes_per_s=1.5e9, load_s=3.0, budget_bytes=1 << 30, slots=30, slot_bytes=4 * MIB, record_bytes=4 * MIB,
+    load_s=3.0, budget_bytes=1 << 30, slots=30, slot_bytes=4 * MIB, record_bytes=4 * MIB,
     experts=120,
 )  # fmt: skip
 
@@ -36,6 +36,7 @@ def rows(tmp_path):
         prompts=[sample(2.0, tokens=100)],
         answers=[sample(1.0, intervals=[0.1] * 9 + [0.2]), sample(2.0, hits=40, intervals=[0.2] * 10)],
         peak_bytes=123 * MIB,
+        disk_rates=[1e9, 3e9],
     )
     return rows_of(one, Workload(prompt=100, generate=11, repeats=2, seed=0, cold=False), measured)
 
@@ -54,6 +55,8 @@ def test_a_row_is_what_its_samples_come_to(rows):
     assert (answer.token_p50_s, answer.token_p99_s) == (0.2, 0.2)
     assert (answer.major_faults, answer.minor_faults) == (0.5, 2.0)
     assert (answer.share, answer.slots, answer.repeats) == (0.25, 30, 2)
+    # At 1 and at 3 GB/s, a gigabyte takes 1 s and a third of one, two thirds in the mean.
+    assert answer.disk_bytes_per_s == pytest.approx(1.5e9)
 
 
 def test_percentiles_are_of_what_was_measured():

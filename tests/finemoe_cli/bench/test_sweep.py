@@ -30,10 +30,12 @@ ROUTING = [[[[0, 1]], [[2, 3]], [[0, 1]], [[2, 3]]]]
 """One answer of four tokens, one layer: two pairs of four experts take turns."""
 
 
-def measured(slots: int, seconds: float, stall: float, resident: list[int]) -> Measured:
+def measured(
+    slots: int, seconds: float, stall: float, resident: list[int], disk: tuple[float, float] = (10.0, 10.0)
+) -> Measured:
     opened = Opened(
         device="cpu", kernels="fast", policy="demand", threads=1, lanes=1, direct=True, store="safetensors",
-        disk_bytes_per_s=10 * MIB, load_s=1.0, budget_bytes=slots * 100 * MIB, slots=slots, slot_bytes=MIB,
+        load_s=1.0, budget_bytes=slots * 100 * MIB, slots=slots, slot_bytes=MIB,
         record_bytes=MIB, experts=4,
     )  # fmt: skip
     answer = Sample(
@@ -41,7 +43,7 @@ def measured(slots: int, seconds: float, stall: float, resident: list[int]) -> M
         minor_faults=0, intervals=[seconds / 4] * 4, token_ids=[1, 2, 3, 4, 5], resident=resident,
     )  # fmt: skip
     prompt = Sample(40, 2.0, 4, 0, 4 * MIB, 0.0, 0, 0)
-    return Measured(opened, [prompt], [answer], slots * 90 * MIB, ROUTING)
+    return Measured(opened, [prompt], [answer], slots * 90 * MIB, [rate * MIB for rate in disk], ROUTING)
 
 
 def test_the_bound_reads_what_min_reads_from_where_decoding_began():
@@ -53,10 +55,13 @@ def test_the_bound_reads_what_min_reads_from_where_decoding_began():
     assert belady_bytes(measured(4, 1.0, 0.5, [0, 1, 2, 3]), ROUTING, 4) == 0
 
 
-def points(tmp_path: Path):
+def points(tmp_path: Path, disk: tuple[float, float] = (10.0, 10.0)):
     both = [
         (Configuration("demand", f"{share}%", "bf16", EngineConfig(model=tmp_path)), result)
-        for share, result in ((100, measured(4, 2.0, 0.0, [0, 1, 2, 3])), (50, measured(2, 4.0, 1.6, [0, 1])))
+        for share, result in (
+            (100, measured(4, 2.0, 0.0, [0, 1, 2, 3], disk)),
+            (50, measured(2, 4.0, 1.6, [0, 1], disk)),
+        )
     ]
     plan = MemoryPlan(1, FixedCosts(0, 0, 0, 0, 0), 4, 1)
     forecasts = [
@@ -76,6 +81,14 @@ def test_points_have_the_measured_the_bound_and_the_forecast(tmp_path):
     assert whole.error == pytest.approx(-0.1) and whole.forecast_tokens_per_s == 1.8
     assert (half.error, half.forecast_s, half.forecast_hit_rate) == (None, None, None)
     assert (whole.ttft_s, whole.forecast_ttft_s) == (2.0, 1.5)
+
+
+def test_its_own_bound_is_by_what_was_read(tmp_path):
+    # 1 MiB a token, at 1 and at 0.6 MiB a second; MIN would have read 1.5 of half the experts and none of all.
+    half, whole = points(tmp_path, disk=(1.0, 0.6))
+    assert half.own_bound_s == whole.own_bound_s == pytest.approx((1 + 1 / 0.6) / 2)
+    assert half.bound_s == pytest.approx(1.5 * half.own_bound_s) and whole.bound_s == 0.5
+    assert points(tmp_path)[0].own_bound_s == 0.5, "computing takes longer"
 
 
 def test_the_figure_shows_the_table_and_is_the_same_every_time(tmp_path):
