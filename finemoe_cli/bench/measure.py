@@ -49,7 +49,7 @@ class Bench:
         if cold:
             drop_from_page_cache(config.model)
         self._config = config
-        before = _measure_disk(config, (config.lanes,) if config.lanes else LANES)
+        before = measure_disk(config, (config.lanes,) if config.lanes else LANES)
         self._disk_rates = [before.bytes_per_second]
         if cold:
             drop_from_page_cache(config.model)
@@ -110,7 +110,7 @@ class Bench:
                 answers.append(self._answer(generate, number, seed))
                 self._progress("measure", len(prompts) + len(answers), total)
         peak = self._engine.snapshot().memory.peak_bytes
-        after = _measure_disk(self._config, (self.opened.lanes,))
+        after = measure_disk(self._config, (self.opened.lanes,))
         disk_rates = [*self._disk_rates, after.bytes_per_second]
         chosen = []
         if routing:
@@ -230,10 +230,10 @@ def drop_from_page_cache(model: Path) -> None:
                 os.close(descriptor)
 
 
-def _measure_disk(config: EngineConfig, lanes: Sequence[int]) -> Calibration:
+def measure_disk(config: EngineConfig, lanes: Sequence[int]) -> Calibration:
     """How fast plain threads read the model's experts."""
     spec = read_spec(config.model)
-    store = open_store(spec, CheckpointIndex.open(config.model), packs_folder=config.packs_folder)
+    store = open_store(spec, CheckpointIndex.open(config.model), config.precision, packs_folder=config.packs_folder)
     try:
         return measure_read_rate(store, lanes, seconds_each=0.3)
     finally:

@@ -8,6 +8,7 @@ import json
 import pytest
 
 from finemoe_cli.bench.engines import measure
+from finemoe_cli.bench.measure import measure_disk
 from finemoe_cli.bench.plan import Configuration, Workload
 from offload.config import EngineConfig
 from offload.errors import EngineBroken
@@ -109,3 +110,13 @@ def test_a_worker_that_is_killed_is_said_in_one_line(finemoe, tiny, monkeypatch)
             Workload(prompt=4, generate=0, repeats=1, seed=0, cold=False),
             lambda stage, done, total: None,
         )
+
+
+def test_the_disk_is_measured_with_experts_as_they_are_kept(finemoe, tmp_path):
+    model = tiny_checkpoint(tmp_path / "model", layers=2, hidden=128, expert_size=64, shared=64)
+    assert finemoe("pack", str(model), "--bits", "8", "-q").code == 0
+    plain, quantised = (
+        measure_disk(EngineConfig(model=model, precision=precision, experts_fraction=1.0), (1,)).record_bytes
+        for precision in ("bf16", "int8")
+    )
+    assert 0.4 * plain < quantised < 0.8 * plain
