@@ -308,7 +308,7 @@ class Engine:
         loaded.watch.request += 1
         self._on_logits = on_logits
         try:
-            generate(loaded.model, loaded.cache, token_ids, config, sampling, sink, self._stop.is_set)
+            generate(loaded.model, loaded.cache, token_ids, config, sampling, sink, self._stop.is_set, loaded.step)
         finally:
             self._on_logits = None
             loaded.fetcher.settle()

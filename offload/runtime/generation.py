@@ -14,7 +14,8 @@ from transformers.generation.streamers import BaseStreamer
 from offload.config import Sampling
 from offload.memory.budget import PREFILL_CHUNK
 from offload.runtime.kv import KVCache
-from offload.runtime.top_p import take_over
+from offload.runtime.token_loop import token_loop
+from offload.runtime.warpers import take_over
 
 
 @dataclass(slots=True)
@@ -56,7 +57,10 @@ class TokenSink(BaseStreamer):  # type: ignore[misc]
         if not self._prompt_seen:
             self._prompt_seen = True
             return
-        token = int(value.reshape(-1)[-1])
+        self.take(int(value.reshape(-1)[-1]))
+
+    def take(self, token: int) -> None:
+        """A token was chosen."""
         self.times.tokens.append(time.perf_counter())
         self.token_ids.append(token)
         self._on_token(token)
@@ -112,12 +116,14 @@ def generate(
     sampling: Sampling,
     sink: TokenSink,
     stopped: Callable[[], bool],
+    step: Callable[[int], torch.Tensor] | None = None,
     on_logits: Callable[[torch.Tensor], None] | None = None,
 ) -> None:
     """Generate after `token_ids`, of which the first `cache.length` are in the cache already.
 
     Args:
         config: Of this answer alone; it is changed.
+        step: Gives the logits behind one token, [1, V] float32, where it is not the model's modules that do.
         on_logits: Called with each step's logits, [V] float32, before any processing.
     """
     if sampling.seed is not None:
@@ -125,15 +131,17 @@ def generate(
     ids = torch.tensor([token_ids], device=model.device)
     processors: list[Any] = [] if on_logits is None else [_LogitsTap(on_logits)]
     processors += take_over(config)
+    loop: dict[str, Any] = {"streamer": sink, "stopping_criteria": StoppingCriteriaList([_StopFlag(stopped)])}
+    if step is not None:
+        loop = {"custom_generate": token_loop(step, sink.take, stopped)}
     with torch.inference_mode():
         model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             generation_config=config,
             past_key_values=cache,
-            streamer=sink,
-            stopping_criteria=StoppingCriteriaList([_StopFlag(stopped)]),
             logits_processor=processors,
+            **loop,
         )
 
 

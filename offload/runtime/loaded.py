@@ -81,6 +81,7 @@ class LoadedModel:
         self._decoder = decoder
         self._shape = shape
         self._knowledge = knowledge
+        self.step: Callable[[int], torch.Tensor] | None = None
         self._proposed: MemoryPlan | None = None
         self._proposed_policy: tuple[Policy, Surroundings] | None = None
         self._proposing = threading.Lock()
@@ -96,23 +97,29 @@ class LoadedModel:
 
         reference = self.model.forward
 
-        @functools.wraps(reference)
-        def forward(*args: Any, **kwargs: Any) -> Any:
+        def step(token: int) -> torch.Tensor:
+            assert self._decoder is not None
             self.apply_changes()
             self.fetcher.begin_forward()
+            logits = self._decoder.step(token)
+            on_logits(logits)
+            return logits[0]
+
+        @functools.wraps(reference)
+        def forward(*args: Any, **kwargs: Any) -> Any:
             input_ids = kwargs["input_ids"]
             if self._decoder is not None and input_ids.shape == (1, 1):
-                output = MoeCausalLMOutputWithPast(
-                    logits=self._decoder.step(int(input_ids)), past_key_values=self.cache
-                )
-            else:
-                self.watch.begin_torch(self.model, input_ids, self.cache.length)
-                output = reference(*args, **kwargs)
-                self.watch.end()
+                return MoeCausalLMOutputWithPast(logits=step(int(input_ids))[None], past_key_values=self.cache)
+            self.apply_changes()
+            self.fetcher.begin_forward()
+            self.watch.begin_torch(self.model, input_ids, self.cache.length)
+            output = reference(*args, **kwargs)
+            self.watch.end()
             on_logits(output.logits)
             return output
 
         self.model.forward = forward
+        self.step = None if self._decoder is None else step
 
     def propose_budget(self, budget_bytes: int | None, experts_fraction: float | None) -> None:
         """Work out the plan for another budget; it takes effect with the next `apply_changes`.

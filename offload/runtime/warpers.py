@@ -1,7 +1,9 @@
-"""Top-p sampling that sorts only the tokens that top-k has left.
+"""Top-k and top-p as transformers has them, keeping the very same tokens, in less time.
 
-transformers sorts the whole vocabulary for each token, though nearly all of it is ruled out by then: 0.9 ms for
-49,152 tokens and 3 for 151,936. Here its own processors stay, but for this one, which keeps the very same tokens.
+Of a token that is drawn, this was the dearest part beside drawing itself. For top-k torch makes pairs of all scores
+and their places, 2.4 MB for 151,936 tokens, in memory that comes fresh from the system each time; the score that k
+tokens reach is enough. For top-p transformers sorts the whole vocabulary, though nearly all of it is ruled out by
+then: 0.9 ms for 49,152 tokens and 3 for 151,936. Its other processors stay.
 """
 
 from __future__ import annotations
@@ -22,6 +24,19 @@ _FEW = 1024
 _NEAR = 1e-4
 _DEFAULT_TOP_K = 50
 """What transformers takes where neither the model nor the user says anything."""
+
+
+class LeastOfTopK(TopKLogitsWarper):  # type: ignore[misc]
+    """Keeps what transformers' `TopKLogitsWarper` keeps: all that reach the score of the k-th."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """scores: [B, V] float32; returned with minus infinity for what is ruled out."""
+        if len(scores) != 1 or scores.device.type != "cpu":
+            result: torch.Tensor = super().__call__(input_ids, scores)
+            return result
+        place = scores.shape[1] - min(self.top_k, scores.shape[1])
+        least = float(np.partition(scores[0].numpy(), place)[place])
+        return scores.masked_fill(scores < least, self.filter_value)
 
 
 class FewTopP(TopPLogitsWarper):  # type: ignore[misc]
@@ -70,7 +85,7 @@ def take_over(config: GenerationConfig) -> list[Any]:
     if config.temperature is not None and config.temperature != 1.0:
         processors.append(TemperatureLogitsWarper(config.temperature))
     if top_k != 0:
-        processors.append(TopKLogitsWarper(top_k))
+        processors.append(LeastOfTopK(top_k))
     processors.append(FewTopP(config.top_p))
     # What is None would be taken from the model's own configuration again.
     config.temperature, config.top_k, config.top_p = 1.0, 0, 1.0

@@ -1,4 +1,4 @@
-"""Top-p over the few tokens that are left: those that transformers keeps, among ties and near limits too."""
+"""Top-k and top-p that take less time: those that transformers keeps, among ties and near limits too."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from transformers import GenerationConfig
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from offload.runtime.top_p import FewTopP, take_over
+from offload.runtime.warpers import FewTopP, LeastOfTopK, take_over
 
 IDS = torch.zeros(1, 1, dtype=torch.long)
 
@@ -52,6 +52,29 @@ def test_among_ties(scores: np.ndarray, ruled_out: set[int], top_p: float) -> No
     assert torch.equal(ours, theirs)
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    seed=st.integers(0, 1 << 30),
+    vocabulary=st.integers(1, 3000),
+    top_k=st.integers(1, 3000),
+    spread=st.sampled_from((0.0, 0.01, 1.0, 1000.0)),
+    whole=st.booleans(),
+    odd=st.sampled_from(((), (float("inf"),), (-float("inf"), -float("inf")), (float("nan"),))),
+)
+def test_top_k_keeps_what_transformers_keeps(
+    seed: int, vocabulary: int, top_k: int, spread: float, whole: bool, odd: tuple[float, ...]
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores = spread * torch.randn(1, vocabulary, generator=generator)
+    scores = scores.round() if whole else scores  # so that many are alike
+    for place, number in enumerate(odd[:vocabulary]):
+        scores[0, place] = number
+    before = scores.clone()
+    ours, theirs = LeastOfTopK(top_k)(IDS, scores), TopKLogitsWarper(top_k)(IDS, scores)
+    assert torch.equal(scores.nan_to_num(7), before.nan_to_num(7))
+    assert torch.equal(ours.nan_to_num(7), theirs.nan_to_num(7))
+
+
 @pytest.mark.parametrize("bad", (float("nan"), float("inf"), -float("inf")))
 def test_numbers_that_are_none_are_left_to_transformers(bad: float) -> None:
     scores = torch.full((1, 8), bad)
@@ -79,7 +102,7 @@ def test_most_tokens_need_no_sorting_of_the_vocabulary(monkeypatch: pytest.Monke
 def test_a_configuration_is_taken_over_as_generate_reads_it() -> None:
     config = GenerationConfig(do_sample=True, temperature=0.7, top_k=20, top_p=0.8, min_p=0.05)
     kinds = [type(processor) for processor in take_over(config)]
-    assert kinds == [TemperatureLogitsWarper, TopKLogitsWarper, FewTopP]
+    assert kinds == [TemperatureLogitsWarper, LeastOfTopK, FewTopP]
     assert (config.temperature, config.top_k, config.top_p, config.min_p) == (1.0, 0, 1.0, 0.05)
 
     plain = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, top_p=0.8)
