@@ -13,7 +13,7 @@ from offload.models.spec import ModelSpec
 from profiles.files import write_atomically
 from profiles.paths import cache_dir, ensure_folder
 
-_FORMAT = 4
+_FORMAT = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Calibration:
             :class:`offload.forecast.MachineRates`.
         record_bytes: Size of the reads.
         disk_bytes_per_s: What ``lanes`` threads read.
-        lanes: The fewest threads within 5 % of the best.
+        lanes: The fewest threads within 10 % of the best.
         disk_rates: Each number of threads that was tried, and what they read together.
         direct: Whether the reads went past the page cache.
     """
@@ -72,13 +72,13 @@ def calibrate(spec: ModelSpec, progress: Progress | None = None) -> Calibration:
     Raises:
         StorageError: The cache folder cannot be written, or has too little space.
     """
-    from offload.runtime.rates import measure_kernel_rate, measure_prompt_rates
+    from offload.runtime.rates import measure_kernel_rate, measure_prompt_rates, rows_like
     from offload.store.scratch import measure_disk
     from offload.telemetry.rates import measure_memory_rate
 
     folder = ensure_folder(cache_dir())
     disk = measure_disk(folder, spec, progress)
-    kernel_rate = measure_kernel_rate(spec.expert_bytes, progress=progress)
+    kernel_rate = measure_kernel_rate(spec.expert_bytes, rows=rows_like(spec), progress=progress)
     prompt_rate, flops = measure_prompt_rates(spec.expert_bytes)
     made = Calibration(
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
