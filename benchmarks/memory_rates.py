@@ -47,7 +47,9 @@ def main() -> None:
     print("in order, pass by pass: " + ", ".join(_summed(pool, parts) for _ in range(options.passes)))
     pieces = buffer.view(np.uint64).reshape(-1, _READ // 8)
     jumps = [
-        half for at in np.random.default_rng(0).permutation(len(pieces)) for half in np.array_split(pieces[at], 2)
+        part
+        for at in np.random.default_rng(0).permutation(len(pieces))
+        for part in np.array_split(pieces[at], options.threads)
     ]
     print("in jumps: " + ", ".join(_summed(pool, jumps) for _ in range(3)))
     if options.file:

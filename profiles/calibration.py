@@ -72,13 +72,13 @@ def calibrate(spec: ModelSpec, progress: Progress | None = None) -> Calibration:
     Raises:
         StorageError: The cache folder cannot be written, or has too little space.
     """
-    from offload.runtime.rates import measure_kernel_rate, measure_prompt_rates, rows_like
+    from offload.runtime.rates import measure_kernel_rate, measure_prompt_rates
     from offload.store.scratch import measure_disk
     from offload.telemetry.rates import measure_memory_rate
 
     folder = ensure_folder(cache_dir())
     disk = measure_disk(folder, spec, progress)
-    kernel_rate = measure_kernel_rate(spec.expert_bytes, rows=rows_like(spec), progress=progress)
+    kernel_rate = measure_kernel_rate(spec.expert_bytes, progress=progress)
     prompt_rate, flops = measure_prompt_rates(spec.expert_bytes)
     made = Calibration(
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),

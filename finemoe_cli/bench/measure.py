@@ -110,7 +110,7 @@ class Bench:
                 answers.append(self._answer(generate, number, seed))
                 self._progress("measure", len(prompts) + len(answers), total)
         peak = self._engine.snapshot().memory.peak_bytes
-        after = measure_disk(self._config, (self.opened.lanes,))
+        after = measure_disk(self._config, (self.opened.lanes,), seed=1)
         disk_rates = [*self._disk_rates, after.bytes_per_second]
         chosen = []
         if routing:
@@ -230,12 +230,12 @@ def drop_from_page_cache(model: Path) -> None:
                 os.close(descriptor)
 
 
-def measure_disk(config: EngineConfig, lanes: Sequence[int]) -> Calibration:
-    """How fast plain threads read the model's experts."""
+def measure_disk(config: EngineConfig, lanes: Sequence[int], seed: int = 0) -> Calibration:
+    """How fast plain threads read the model's experts, others with another seed."""
     spec = read_spec(config.model)
     store = open_store(spec, CheckpointIndex.open(config.model), config.precision, packs_folder=config.packs_folder)
     try:
-        return measure_read_rate(store, lanes, seconds_each=0.3)
+        return measure_read_rate(store, lanes, seconds_each=0.3, seed=seed)
     finally:
         store.close()
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.streamers import BaseStreamer
 
 from offload.config import Sampling
@@ -16,6 +17,8 @@ from offload.memory.budget import PREFILL_CHUNK
 from offload.runtime.kv import KVCache
 from offload.runtime.token_loop import token_loop
 from offload.runtime.warpers import take_over
+
+_FROM_TOKEN_TO_TOKEN = (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH)
 
 
 @dataclass(slots=True)
@@ -102,7 +105,7 @@ def generation_config(model: Any, sampling: Sampling, new_tokens: int, prompt_to
         eos = config.eos_token_id
         config.pad_token_id = eos[0] if isinstance(eos, list) else eos
     if sampling.ignore_eos:
-        config.eos_token_id = None
+        config.eos_token_id = []  # What is None would be taken from the model's own configuration again.
     if prompt_tokens > PREFILL_CHUNK:
         config.prefill_chunk_size = PREFILL_CHUNK
     return config
@@ -117,22 +120,19 @@ def generate(
     sink: TokenSink,
     stopped: Callable[[], bool],
     step: Callable[[int], torch.Tensor] | None = None,
-    on_logits: Callable[[torch.Tensor], None] | None = None,
 ) -> None:
     """Generate after `token_ids`, of which the first `cache.length` are in the cache already.
 
     Args:
         config: Of this answer alone; it is changed.
         step: Gives the logits behind one token, [1, V] float32, where it is not the model's modules that do.
-        on_logits: Called with each step's logits, [V] float32, before any processing.
     """
     if sampling.seed is not None:
         torch.manual_seed(sampling.seed)
     ids = torch.tensor([token_ids], device=model.device)
-    processors: list[Any] = [] if on_logits is None else [_LogitsTap(on_logits)]
-    processors += take_over(config)
+    processors = take_over(config)
     loop: dict[str, Any] = {"streamer": sink, "stopping_criteria": StoppingCriteriaList([_StopFlag(stopped)])}
-    if step is not None:
+    if step is not None and config.get_generation_mode() in _FROM_TOKEN_TO_TOKEN:
         loop = {"custom_generate": token_loop(step, sink.take, stopped)}
     with torch.inference_mode():
         model.generate(
@@ -143,12 +143,3 @@ def generate(
             logits_processor=processors,
             **loop,
         )
-
-
-class _LogitsTap:
-    def __init__(self, on_logits: Callable[[torch.Tensor], None]) -> None:
-        self._on_logits = on_logits
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self._on_logits(scores[0].clone())
-        return scores

@@ -88,7 +88,7 @@ class LoadedModel:
         tier.settle(residency.inside)
 
     def route_forward(self, on_logits: Callable[[torch.Tensor], None]) -> None:
-        """Put the engine's forward in the place of the model's: `generate` then drives it unknowingly.
+        """Put the engine's forward in the place of the model's, and make `step`, which takes one token past it.
 
         Args:
             on_logits: Called with the logits of every forward pass, [1, T, V].
@@ -229,6 +229,7 @@ class LoadedModel:
         if self._decoder is not None:
             self._decoder.close()
             self._decoder = None
+        self.step = None
         self.model = None
         gc.collect()
         self._tier.close()

@@ -1,4 +1,4 @@
-"""How fast this machine computes with weights: the decode kernels', and torch's, measured in about two seconds.
+"""How fast this machine computes with weights: the decode kernels', and torch's, measured in a few seconds.
 
 Rates are medians over many passes, so that a machine which is always busy is measured as it is.
 """
@@ -10,14 +10,13 @@ from collections.abc import Callable
 from time import perf_counter
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from offload.files import Progress
 from offload.memory.pages import huge_pages
-from offload.models.spec import ModelSpec
 from offload.runtime.compile import compile_kernels
 from offload.runtime.cores import computing_threads
+from offload.telemetry.probes import HostProbe
 
 _SECONDS = 0.7
 _HIDDEN = 2048
@@ -36,13 +35,18 @@ PROMPT_TOKENS = 40
 
 
 def measure_kernel_rate(
-    expert_bytes: int, seconds: float = _SECONDS, rows: int = _ROWS, progress: Progress | None = None
+    expert_bytes: int, seconds: float = _SECONDS, rows: int | None = None, progress: Progress | None = None
 ) -> float:
     """Bytes of weights a second that the decode kernels multiply a vector with, on an engine's threads.
 
     One product after another, each with as much as two experts: about what is multiplied at a time in a model that
     has experts of this size. Small products are shared at a loss.
+
+    Args:
+        expert_bytes: Of one expert in bfloat16.
+        rows: Of the matrix; None for as many as 64 experts would have, 256 MiB to 1 GiB.
     """
+    rows = rows or _rows_like(expert_bytes)
     compile_kernels(progress)
     from offload.runtime.kernels import bf16
     from offload.runtime.team import Team, make_scratch
@@ -68,14 +72,12 @@ def measure_kernel_rate(
     return rows // each * each * 2 * _HIDDEN / max(called - calling, called / 2)
 
 
-def rows_like(spec: ModelSpec) -> int:
-    """Rows of a matrix that caches hold as little of as of the weights that a token of the model goes through.
-
-    At most an eighth of the memory that is free. About half of a token's weights are its experts.
-    """
+def _rows_like(expert_bytes: int) -> int:
+    """Rows of a matrix of as many bytes as 64 experts, between the two limits; of no more than an eighth of the
+    free memory, but the smaller limit at least."""
     row = 2 * _HIDDEN
-    active = 2 * spec.num_layers * spec.top_k * spec.expert_bytes // row
-    return max(min(active, _MOST_ROWS, int(psutil.virtual_memory().available) // 8 // row), _ROWS)
+    free = HostProbe().read().available_bytes or 0
+    return max(min(64 * expert_bytes // row, free // 8 // row, _MOST_ROWS), _ROWS)
 
 
 def measure_prompt_rates(expert_bytes: int, seconds: float = _SECONDS, rows: int = _ROWS) -> tuple[float, float]:

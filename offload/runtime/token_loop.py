@@ -3,7 +3,8 @@
 `generate` prepares everything (configuration, processors, criteria) and hands over to this instead of its own loop,
 which it has a parameter for. That one keeps positions and a mask for the model's modules, and asks every processor
 for its parameters, for each token. It is little work, but code that no cache holds any more, as the weights have
-gone through all of them since the last token. Tokens are the same, those that are drawn too.
+gone through all of them since the last token. Tokens are the same, those that are drawn too. Only who stops it
+while a token is handed over stops it a token earlier.
 """
 
 from __future__ import annotations

@@ -37,10 +37,11 @@ def test_each_size_is_measured_for_itself_and_found_again():
     assert (kept_calibration(first.expert_bytes), kept_calibration(second.expert_bytes)) == (made, other)
 
 
-@pytest.mark.parametrize("damage", ["", "{", '{"format": 3}', '{"format": 4, "measurements": {"25": {}}}'])
+@pytest.mark.parametrize("damage", ["", "{", '{"format": 3}', '{"format": FORMAT, "measurements": {"KEY": {}}}'])
 def test_a_file_that_cannot_be_used_is_measured_anew(damage):
     spec = sizes_of(QWEN15).spec
     made = calibrate(spec)
+    damage = damage.replace("FORMAT", str(calibration._FORMAT)).replace("KEY", calibration._key(spec.expert_bytes))
     calibration_file().write_text(damage)
     assert kept_calibration(spec.expert_bytes) is None
     assert calibrate(spec).record_bytes == made.record_bytes

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from transformers import GenerationMixin
 
 from offload import Engine, Sampling
 from tests.support.checkpoints import tiny_checkpoint
@@ -25,8 +26,15 @@ def both(
     engine: Engine, sampling: Sampling, monkeypatch: pytest.MonkeyPatch, prompt: list[int] = PROMPT
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Of the short loop, and of transformers' with the same kernels."""
-    engine.forget()
-    ours = engine.generate_ids(prompt, sampling).token_ids
+
+    def not_ours(*args: object, **kwargs: object) -> None:
+        raise AssertionError("this is transformers' own loop")
+
+    assert engine._loaded.step is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(GenerationMixin, "_sample", not_ours)
+        engine.forget()
+        ours = engine.generate_ids(prompt, sampling).token_ids
     with monkeypatch.context() as patch:
         patch.setattr(engine._loaded, "step", None)
         engine.forget()
@@ -67,6 +75,35 @@ def test_it_ends_with_the_token_that_ends_an_answer(engine: Engine, monkeypatch:
     monkeypatch.setattr(config, "eos_token_id", [whole[7], whole[11]])
     ours, theirs = both(engine, sampling, monkeypatch)
     assert ours == theirs == whole[: whole.index(whole[7]) + 1]
+
+
+def test_an_end_that_is_to_be_passed_over_is(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampling = Sampling(max_new_tokens=40, temperature=1.5, top_k=500, seed=3, ignore_eos=True)
+    whole = engine.generate_ids(PROMPT, sampling).token_ids
+    monkeypatch.setattr(engine._loaded.model.generation_config, "eos_token_id", whole[7])
+    ours, theirs = both(engine, sampling, monkeypatch)
+    assert ours == theirs == whole and len(whole) == 40
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("no_repeat_ngram_size", 2),
+        ("min_new_tokens", 30),
+        ("forced_eos_token_id", 5),
+        ("begin_suppress_tokens", [3, 4, 5]),
+        ("suppress_tokens", list(range(100, 300))),
+    ],
+)
+def test_what_a_model_asks_of_its_tokens_counts(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, field: str, value: object
+) -> None:
+    config = engine._loaded.model.generation_config
+    monkeypatch.setattr(config, field, value)
+    monkeypatch.setattr(config, "eos_token_id", [9, 10, 11])
+    for seed in range(3):
+        ours, theirs = both(engine, Sampling(max_new_tokens=40, temperature=1.5, top_k=500, seed=seed), monkeypatch)
+        assert ours == theirs
 
 
 def test_it_ends_with_whatever_else_a_model_asks_for(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
