@@ -144,9 +144,10 @@ class Setting:
     def _llama_python(self) -> Path:
         place = self.work / "llama.cpp"
         python = place / "bin" / "python"
-        if not python.exists():
+        ready = place / "ready"  # A build that was killed leaves a Python as well.
+        if not ready.exists():
             print(f"building {LLAMA_CPP}; ten minutes, once", file=sys.stderr)
-            venv.create(place, with_pip=True)
+            venv.create(place, clear=True, with_pip=True)
             environment = {**os.environ, **LLAMA_CPP_BUILD}
             if "amx_tile" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace"):
                 environment |= {"CFLAGS": NO_AMX, "CXXFLAGS": NO_AMX}
@@ -156,6 +157,7 @@ class Setting:
             if done.returncode != 0:
                 shutil.rmtree(place)
                 raise NoPeer(f"{LLAMA_CPP} cannot be installed: {last_line(done.stderr)}; it needs cmake and C++")
+            ready.touch()
         return python
 
     def _write_gguf(self, precision: str) -> None:

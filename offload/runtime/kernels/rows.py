@@ -18,6 +18,7 @@ from offload.runtime.kernels.vectors import (
     I32,
     I64,
     LANES,
+    NEAR,
     Loop,
     constant,
     data,
@@ -45,7 +46,7 @@ def bf16_dot(typing_context: Any, weights: Any, at: Any, columns: Any, x: Any) -
         x = data(context, builder, signature, arguments, 3)
         whole = builder.mul(builder.sdiv(columns, I64(_STEP)), I64(_STEP))
         with Loop(builder, whole, _STEP, [constant(F32, 0.0)] * _CHAINS) as loop:
-            prefetch(builder, builder.gep(row, [loop.index]), 2 * _STEP)
+            prefetch(builder, builder.gep(row, [loop.index]), 2 * _STEP, NEAR)
             for chain in range(_CHAINS):
                 column = builder.add(loop.index, I64(chain * LANES))
                 weights = widened(builder, builder.gep(row, [column]), align=2)

@@ -20,11 +20,13 @@ from numba.extending import intrinsic
 from offload.precision import GROUP, INT4_GROUP_BYTES, INT4_HEAD_BYTES
 from offload.runtime.kernels.vectors import (
     F32,
+    FAR,
     I8,
     I16,
     I32,
     I64,
     LANES,
+    NEAR,
     STEP,
     Loop,
     constant,
@@ -58,7 +60,7 @@ def int8_tile(
         body = builder.gep(tile, [I64(4 * LANES)])
         with Loop(builder, columns, 2 * _CHAINS, [constant(I32, 0)] * _CHAINS) as loop:
             turn = builder.gep(body, [builder.mul(loop.index, I64(LANES))])
-            prefetch(builder, turn, 2 * _CHAINS * LANES)
+            prefetch(builder, turn, 2 * _CHAINS * LANES, NEAR)
             for chain in range(_CHAINS):
                 column = builder.add(loop.index, I64(2 * chain))
                 place = builder.gep(body, [builder.mul(column, I64(LANES))])
@@ -102,7 +104,7 @@ def int4_tile(
         with Loop(builder, builder.sdiv(columns, I64(GROUP)), 1, [constant(F32, 0.0)]) as loop:
             group = builder.gep(tile, [builder.mul(loop.index, I64(INT4_GROUP_BYTES))])
             column = builder.mul(loop.index, I64(GROUP))
-            prefetch(builder, group, INT4_GROUP_BYTES)
+            prefetch(builder, group, INT4_GROUP_BYTES, FAR)
             # The high halves are summed as they stand, sixteen times too large, and all shifted together.
             lows = highs = constant(I32, 0)
             for part in range(GROUP // 4):
