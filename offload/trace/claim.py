@@ -33,11 +33,14 @@ def claim_new(path: Path) -> int:
 
     Raises:
         FileExistsError: There is one.
+        TraceError: Another process took it between its making and its locking, to replace it.
         OSError: It cannot be made.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
         _lock(descriptor, path)
+        if not _is_at(path, descriptor):
+            raise TraceError(f"another process is recording {path}", _ANOTHER)
     except BaseException:
         os.close(descriptor)
         raise
@@ -85,14 +88,20 @@ def _hold(path: Path) -> int | None:
             _lock(descriptor, path)
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise TraceError(f"{path} is not a file", "choose another name")
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
+            if _is_at(path, descriptor):
                 return descriptor
-        except FileNotFoundError:
-            pass
         except BaseException:
             os.close(descriptor)
             raise
         os.close(descriptor)  # Another process has put one in its place since.
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether the file at `path` is still the open one."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _lock(descriptor: int, path: Path) -> None:

@@ -77,8 +77,8 @@ class TraceWriter:
                     writer._write(block(ROUTERS, pack_routers(model.routers)))
                 begun.replace(path)
             except BaseException:
+                begun.unlink(missing_ok=True)  # While it is still ours.
                 os.close(descriptor)
-                begun.unlink(missing_ok=True)
                 raise
         return writer
 

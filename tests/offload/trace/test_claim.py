@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import resource
 import subprocess
@@ -84,6 +85,28 @@ def test_a_file_system_without_locks_has_traces_too(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(claim.fcntl, "flock", none)
     Trace.write(tmp_path / "t.trace", MODEL, TraceHeader(), [REQUEST])
     assert names(tmp_path / "t.trace") == ["c/1"]
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_what_was_replaced_before_it_was_locked_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: bool
+) -> None:
+    path = tmp_path / "t.trace"
+    lock = fcntl.flock
+
+    def late(descriptor: int, operation: int) -> None:
+        monkeypatch.setattr(claim.fcntl, "flock", lock)
+        Trace.write(tmp_path / "other.trace", MODEL, TraceHeader(), [REQUEST])
+        (tmp_path / "other.trace").replace(path)
+        if gone:
+            path.unlink()
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(claim.fcntl, "flock", late)
+    with pytest.raises(TraceError, match="another process is recording"):
+        TraceWriter.create(path, MODEL, TraceHeader(), replace=True)
+    assert list(tmp_path.iterdir()) == ([] if gone else [path])
+    assert gone or names(path) == ["c/1"]
 
 
 WRITER = """
