@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from offload.errors import BudgetTooLarge, BudgetTooSmall
 from offload.hits import HitCurve, known_curve
-from offload.memory.budget import FixedCosts, MemoryPlan, plan_budget, plan_slots, workspace_bytes
+from offload.memory.budget import FixedCosts, MemoryPlan, lendable_bytes, make_plan, plan_slots, workspace_bytes
 from offload.models.spec import BYTES_PER_WEIGHT
 from offload.precision import BF16, Precision
 from offload.sizes import ModelSizes
@@ -176,14 +176,15 @@ def forecast(
     smallest = plan_slots(spec, fixed, sizes.slot_bytes, 0.0).budget_bytes
     if smallest > rates.memory_bytes:
         return _does_not_fit(f"it needs at least {format_bytes(smallest)}", rates)
-    if experts_fraction is not None:
-        budget_bytes = plan_slots(spec, fixed, sizes.slot_bytes, experts_fraction).budget_bytes
-    assert budget_bytes is not None
     try:
-        plan = plan_budget(spec, fixed, sizes.slot_bytes, budget_bytes, rates.memory_bytes)
+        plan = make_plan(spec, fixed, sizes.slot_bytes, budget_bytes, experts_fraction, rates.memory_bytes)
     except BudgetTooLarge:
+        if experts_fraction is not None:
+            budget_bytes = plan_slots(spec, fixed, sizes.slot_bytes, experts_fraction).budget_bytes
+        assert budget_bytes is not None
         return _does_not_fit(f"this budget is {format_bytes(budget_bytes)}", rates)
     except BudgetTooSmall as error:
+        assert budget_bytes is not None
         need = f"{-(-error.smallest_bytes // MIB)} MiB"
         return Forecast("does not fit", f"the budget is {format_bytes(budget_bytes)}, the least is {need}", None)
 
@@ -221,6 +222,7 @@ def fixed_costs(sizes: ModelSizes, context: int, kernels: Kernels, lanes: int) -
         kv_bytes=context * sizes.spec.kv_bytes_per_token,
         workspace_bytes=workspace_bytes(sizes.spec, context, sizes.precision),
         staging_bytes=lanes * sizes.staging_bytes,
+        lendable_bytes=lendable_bytes(sizes.spec, 1, context, sizes.precision, kernels=kernels == "fast"),
     )
 
 

@@ -1,11 +1,10 @@
 """The fast tier where there is no GPU: a bounded piece of RAM, cut into equal slots.
 
 The whole range of addresses is reserved at once and costs nothing; a slot takes memory when it is first
-written and gives it back when it is released. So slots never move, whatever the budget does.
+written, and the budget decides how many of them, from the first on, may keep it.
 
 Reading experts is bound by memory, and with pages of 4 KiB in good part by finding pages. So slots lie in huge
-pages where every slot that such a page touches may hold an expert: memory that comes with a neighbour is planned
-for.
+pages as far as those touch no slot behind the last one in use: memory that comes with a neighbour is planned for.
 """
 
 from __future__ import annotations
@@ -60,30 +59,25 @@ class HostArena:
 
     def slot(self, index: int) -> memoryview:
         """Slot ``index``: writable bytes that begin at a page."""
-        begin = self._begin(index)
+        if not 0 <= index < self.max_slots:
+            raise IndexError(f"slot {index} of {self.max_slots}")
+        begin = index * self.slot_bytes
         return self._view[begin : begin + self.slot_bytes]
 
-    def use_huge_pages(self, inside: NDArray[np.bool_]) -> None:
-        """Lets the slots that may hold experts lie in huge pages, as far as those touch no other slot.
+    def use(self, slots: int) -> None:
+        """From now on the first ``slots`` slots may hold experts; the others give their memory back to the system.
 
-        What is resident in small pages already stays there.
-
-        Args:
-            inside: [max_slots], which slots those are.
+        What is resident in small pages already stays there. Bytes of the others read as zeros.
         """
-        edges = np.flatnonzero(np.diff(np.concatenate([[False], inside, [False]]).astype(np.int8)))
-        for first, last in edges.reshape(-1, 2).tolist():
-            begin, end = self._inward(first * self.slot_bytes, last * self.slot_bytes)
-            if begin < end:
-                self._advise(_MADV_HUGEPAGE, begin, end)
-
-    def release(self, index: int) -> None:
-        """Gives the memory of slot ``index`` back to the system; its bytes read as zeros from then on."""
-        begin = self._begin(index)
-        end = begin + self.slot_bytes
-        # Otherwise a neighbour could bring the memory back.
-        self._advise(_MADV_NOHUGEPAGE, *self._outward(begin, end))
-        self._mapping.madvise(mmap.MADV_DONTNEED, begin, self.slot_bytes)
+        if not 0 <= slots <= self.max_slots:
+            raise IndexError(f"{slots} of {self.max_slots} slots")
+        end, total = slots * self.slot_bytes, self.max_slots * self.slot_bytes
+        first, last = self._huge_pages(end)
+        self._advise(_MADV_HUGEPAGE, first, last)
+        # A huge page with a part of a slot that is not in use could bring its memory back.
+        self._advise(_MADV_NOHUGEPAGE, last, total)
+        if end < total:
+            self._mapping.madvise(mmap.MADV_DONTNEED, end, total - end)
 
     def close(self) -> None:
         """Gives all memory back. No slot may be used afterwards; may be called twice."""
@@ -97,24 +91,13 @@ class HostArena:
         except BufferError:
             pass  # somebody still holds a view: the addresses go with it, the memory has gone already
 
-    def _begin(self, index: int) -> int:
-        if not 0 <= index < self.max_slots:
-            raise IndexError(f"slot {index} of {self.max_slots}")
-        return index * self.slot_bytes
-
-    def _inward(self, begin: int, end: int) -> tuple[int, int]:
-        """The whole huge pages in a range of bytes."""
-        shift = self._first_huge
-        return -(-(begin - shift) // _HUGE) * _HUGE + shift, (end - shift) // _HUGE * _HUGE + shift
-
-    def _outward(self, begin: int, end: int) -> tuple[int, int]:
-        """The huge pages that a range of bytes touches, as far as they are in the mapping."""
-        shift, total = self._first_huge, self.slot_bytes * self.max_slots
-        first = (begin - shift) // _HUGE * _HUGE + shift
-        return max(0, first), min(total, -(-(end - shift) // _HUGE) * _HUGE + shift)
+    def _huge_pages(self, end: int) -> tuple[int, int]:
+        """Where the whole huge pages among the first ``end`` bytes begin and end."""
+        first = min(self._first_huge, end)
+        return first, first + (end - first) // _HUGE * _HUGE
 
     def _advise(self, advice: int, begin: int, end: int) -> None:
-        if not self._huge:
+        if not self._huge or begin >= end:
             return
         try:
             self._mapping.madvise(advice, begin, end - begin)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from offload.errors import BudgetTooLarge, BudgetTooSmall, ConfigError
 from offload.models import ModelSpec
 from offload.precision import BF16, Precision
+from offload.processor import compiles_products
 from offload.units import MIB, format_bytes
 
 PREFILL_CHUNK = 1024
@@ -25,6 +26,8 @@ MATMUL_PLAN_BYTES = 80 * MIB
 """Machine code and bookkeeping of the matrix products that torch keeps (64 shapes, see `runtime.imports`), with the
 holes they leave in the heap. Measured; the same for all models."""
 
+PLAIN_MATMUL_BYTES = 16 * MIB
+"""The holes alone, where torch compiles no products. Measured."""
 
 UNPACKED_WEIGHTS = 1 << 22
 """Weights of a quantised matrix that are unpacked to bfloat16 at a time, where whole matrices are too large."""
@@ -38,9 +41,10 @@ class FixedCosts:
         base_bytes: The interpreter and its libraries, as measured just before loading.
         dense_bytes: Weights that are not routed experts.
         kv_bytes: Key-value cache for the whole context.
-        workspace_bytes: Working memory of a forward pass.
+        workspace_bytes: Working memory of the largest forward pass, and what stays of it.
         staging_bytes: Buffers of the reading lanes.
         policy_bytes: What the policy has learnt, and the tables it works with.
+        lendable_bytes: Of the workspace: what only a prompt needs, and gives back when it is through.
     """
 
     base_bytes: int
@@ -49,10 +53,12 @@ class FixedCosts:
     workspace_bytes: int
     staging_bytes: int
     policy_bytes: int = 0
+    lendable_bytes: int = 0
 
     @property
     def total(self) -> int:
-        return sum(asdict(self).values())
+        """All parts together; what may be lent is one of them already."""
+        return sum(int(size) for size in asdict(self).values()) - self.lendable_bytes
 
     def __str__(self) -> str:
         parts = (
@@ -72,7 +78,7 @@ class MemoryPlan:
     Attributes:
         budget_bytes: The promise.
         fixed: What it pays before the first expert.
-        slots: Experts that can be resident at once.
+        slots: Experts that can be resident at once while tokens are decoded.
         slot_bytes: Bytes of one slot.
     """
 
@@ -85,11 +91,21 @@ class MemoryPlan:
     def arena_bytes(self) -> int:
         return self.slots * self.slot_bytes
 
+    @property
+    def lent_bytes(self) -> int:
+        """Of the workspace: what the arena has between prompts."""
+        return max(0, self.fixed.total + self.arena_bytes - self.budget_bytes)
+
+    def slots_with(self, lent_bytes: int) -> int:
+        """Slots while so much of the workspace is not needed, at most `fixed.lendable_bytes`."""
+        return min(self.slots, (self.budget_bytes - self.fixed.total + lent_bytes) // self.slot_bytes)
+
     def to_dict(self) -> dict[str, int]:
         """Flat, under the names that every output uses."""
         return {
             "budget_bytes": self.budget_bytes,
             **asdict(self.fixed),
+            "lent_bytes": self.lent_bytes,
             "arena_bytes": self.arena_bytes,
             "slots": self.slots,
             "slot_bytes": self.slot_bytes,
@@ -101,12 +117,11 @@ def smallest_slots(spec: ModelSpec) -> int:
     return min(2 * spec.top_k, spec.total_experts)
 
 
-def workspace_bytes(spec: ModelSpec, context: int, precision: Precision = BF16) -> int:
-    """Working memory of the largest forward pass: one piece of a prompt, or one decoded token.
+def pass_bytes(spec: ModelSpec, tokens: int, context: int, precision: Precision = BF16) -> int:
+    """Working memory of a pass of `tokens` tokens through transformers' modules, given back when it ends.
 
     A formula over the tensors that are alive at once, in bytes; checked against measurement in the tests.
     """
-    tokens = min(PREFILL_CHUNK, context)
     attention_width = spec.num_heads * spec.head_dim
     rows = tokens * spec.top_k
     attention = tokens * (8 * attention_width + 6 * spec.hidden_size) * 2 + tokens * context
@@ -120,12 +135,33 @@ def workspace_bytes(spec: ModelSpec, context: int, precision: Precision = BF16) 
     experts = rows * (4 * spec.hidden_size + 2 * spec.expert_size) * 2 + tokens * 4 * spec.hidden_size * 2
     shared = tokens * 3 * spec.shared_expert_size * 2
     dense = tokens * (3 * spec.dense_mlp_size + 2 * spec.hidden_size) * 2
-    logits = 6 * spec.vocab_size * 4
     unpacked = 0
     if precision != BF16:
         # An expert, and some rows of another matrix, as bfloat16, with intermediate results of a million weights.
         unpacked = spec.expert_bytes + 2 * UNPACKED_WEIGHTS + 8 * MIB
-    return max(attention, experts + shared, dense) + logits + unpacked + MATMUL_PLAN_BYTES + HEADROOM
+    return max(attention, experts + shared, dense) + unpacked
+
+
+def workspace_bytes(spec: ModelSpec, context: int, precision: Precision = BF16) -> int:
+    """Working memory of the largest forward pass, one piece of a prompt, and what stays of it, in bytes."""
+    logits = 6 * spec.vocab_size * 4
+    longest = pass_bytes(spec, min(PREFILL_CHUNK, context), context, precision)
+    return longest + logits + (MATMUL_PLAN_BYTES if compiles_products() else PLAIN_MATMUL_BYTES) + HEADROOM
+
+
+def lendable_bytes(
+    spec: ModelSpec, tokens: int, context: int, precision: Precision = BF16, *, kernels: bool
+) -> int:
+    """Of the workspace: what a pass of `tokens` tokens leaves free, in bytes.
+
+    Args:
+        kernels: Whether single tokens go through the decode kernels, whose working memory is theirs from the start.
+    """
+    longest = min(PREFILL_CHUNK, context)
+    if tokens >= longest:
+        return 0
+    taken = 0 if kernels and tokens <= 1 else pass_bytes(spec, tokens, context, precision)
+    return pass_bytes(spec, longest, context, precision) - taken
 
 
 def plan_slots(spec: ModelSpec, fixed: FixedCosts, slot_bytes: int, fraction: float) -> MemoryPlan:
@@ -138,6 +174,8 @@ def plan_budget(
     spec: ModelSpec, fixed: FixedCosts, slot_bytes: int, budget_bytes: int, memory_bytes: int
 ) -> MemoryPlan:
     """The plan that makes the most of `budget_bytes` on a machine (or device) with `memory_bytes`.
+
+    Where not every expert has a slot, those that decoding has are more by what only prompts need of the workspace.
 
     Raises:
         BudgetTooSmall: Not even the smallest arena fits beside the fixed parts.
@@ -157,7 +195,7 @@ def plan_budget(
             f"a budget of {format_bytes(budget_bytes)} is more than the {format_bytes(memory_bytes)} there are",
             "choose a smaller one",
         )
-    slots = min((budget_bytes - fixed.total) // slot_bytes, spec.total_experts)
+    slots = min((budget_bytes - fixed.total + fixed.lendable_bytes) // slot_bytes, spec.total_experts)
     return MemoryPlan(budget_bytes, fixed, slots, slot_bytes)
 
 
@@ -169,7 +207,7 @@ def make_plan(
     experts_fraction: float | None,
     memory_bytes: int,
 ) -> MemoryPlan:
-    """The plan for a budget in bytes or, instead, as a share of the experts.
+    """The plan for a budget in bytes or, instead, as a share of the experts, which have their slots at all times.
 
     Raises:
         BudgetTooSmall, BudgetTooLarge: The budget cannot be kept.
@@ -178,7 +216,9 @@ def make_plan(
     if (budget_bytes is None) == (experts_fraction is None):
         raise ConfigError("a budget is either bytes or a share of the experts", "give one of the two")
     if experts_fraction is not None:
-        budget_bytes = plan_slots(spec, fixed, slot_bytes, experts_fraction).budget_bytes
+        plan = plan_slots(spec, fixed, slot_bytes, experts_fraction)
+        plan_budget(spec, fixed, slot_bytes, plan.budget_bytes, memory_bytes)
+        return plan
     assert budget_bytes is not None
     return plan_budget(spec, fixed, slot_bytes, budget_bytes, memory_bytes)
 

@@ -38,8 +38,8 @@ class ResidencyError(AssertionError):
 class Residency:
     """The slots of one arena and the experts in them.
 
-    ``capacity`` slots are in use by the arena, of ``max_slots`` that there are addresses for; the others hold
-    nothing and own no memory.
+    The first ``capacity`` slots are in use by the arena, of ``max_slots`` that there are addresses for; the others
+    hold nothing and own no memory.
 
     Attributes:
         state: uint8 ``[num_experts]``: :data:`ABSENT`, :data:`LOADING` or :data:`RESIDENT`.
@@ -60,7 +60,6 @@ class Residency:
         # Both end with the slot that is taken next: the lowest at first, later the one freed last, whose
         # memory is there already.
         self._free = list(range(capacity - 1, -1, -1))
-        self._outside = list(range(max_slots - 1, capacity - 1, -1))
         self._resident = 0
         self._capacity = capacity
         self.state = _read_only(self._state)
@@ -77,13 +76,6 @@ class Residency:
     def free_slots(self) -> int:
         """Slots of the capacity that hold nothing."""
         return len(self._free)
-
-    @property
-    def inside(self) -> NDArray[np.bool_]:
-        """[max_slots], which slots may hold experts."""
-        inside = np.ones(len(self._expert_in), bool)
-        inside[self._outside] = False
-        return inside
 
     @property
     def resident_count(self) -> int:
@@ -138,38 +130,45 @@ class Residency:
         """The experts that :meth:`evict` would take now, in ascending order."""
         return np.flatnonzero((self._state == RESIDENT) & (self._pins == 0))
 
-    def resize(self, capacity: int) -> list[int]:
-        """Changes how many slots may hold experts, without moving any.
+    def resize(self, capacity: int) -> list[tuple[int, int]]:
+        """Changes how many slots may hold experts.
 
-        Growing takes in the slots that are outside, the lowest first. Shrinking needs as many free slots as
-        are to go: the caller evicts before.
+        Shrinking needs as many free slots as are to go, wherever they are, and none of the experts in those that go
+        may be loading or pinned: the caller sees to it before. Those experts move to slots that stay.
 
         Returns:
-            The slots that have left, whose memory can be given back; empty after growing.
+            The moves, (from, to), as whose bytes the caller copies before anything else; empty after growing.
         """
-        leaving = self._capacity - capacity
-        if capacity < 0 or capacity > len(self._expert_in) or leaving > len(self._free):
-            used = self._capacity - len(self._free)
-            raise ResidencyError(f"resize({capacity}): {used} slots used of {self._capacity}")
+        before, used = self._capacity, self._capacity - len(self._free)
+        if not used <= capacity <= len(self._expert_in):
+            raise ResidencyError(f"resize({capacity}): {used} slots used of {before}")
+        held = self._expert_in[capacity:before]
+        moving = held[held != _NO_EXPERT].tolist()
+        for expert in moving:
+            self._expect(expert, RESIDENT, "resize")
+            if self._pins[expert]:
+                raise ResidencyError(f"resize({capacity}): expert {expert} is pinned")
         self._capacity = capacity
-        if leaving <= 0:
-            joining = [self._outside.pop() for _ in range(-leaving)]
-            self._free[:0] = reversed(joining)  # behind those that own memory already
+        if capacity >= before:
+            self._free[:0] = range(capacity - 1, before - 1, -1)  # behind those that own memory already
             return []
-        # The slots that were freed last own memory for certain, and giving memory back is the purpose.
-        left = [self._free.pop() for _ in range(leaving)]
-        self._outside = sorted([*self._outside, *left], reverse=True)
-        return left
+        self._free = [slot for slot in self._free if slot < capacity]
+        moves = []
+        for expert in moving:
+            source, target = int(self._slot_of[expert]), self._free.pop()
+            self._expert_in[source], self._expert_in[target] = _NO_EXPERT, expert
+            self._slot_of[expert] = target
+            moves.append((source, target))
+        return moves
 
     def check(self) -> None:
         """Verifies every invariant in full; for tests. Raises :class:`ResidencyError`."""
         holding = np.flatnonzero(self._expert_in != _NO_EXPERT)
         present = np.flatnonzero(self._state != ABSENT)
-        slots = sorted([*holding.tolist(), *self._free, *self._outside])
+        slots = sorted([*holding.tolist(), *self._free])
         invariants = {
-            "every slot holds an expert, is free or is outside": slots == list(range(len(self._expert_in))),
-            "capacity counts the slots that are not outside": self._capacity
-            == len(self._expert_in) - len(self._outside),
+            "each of the first slots holds an expert or is free, no other does": slots
+            == list(range(self._capacity)),
             "an expert has a slot exactly while it is not absent": bool(
                 np.array_equal(present, np.flatnonzero(self._slot_of != _NO_SLOT))
             ),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from offload.errors import FinemoeError
-from offload.memory.budget import MemoryPlan, make_plan
+from offload.memory.budget import MemoryPlan, lendable_bytes, make_plan
 from offload.memory.residency import Residency
 from offload.models import ModelSpec
 from offload.policy import Policy, Surroundings, check_policy, make_policy
@@ -85,7 +85,7 @@ class LoadedModel:
         self._proposed: MemoryPlan | None = None
         self._proposed_policy: tuple[Policy, Surroundings] | None = None
         self._proposing = threading.Lock()
-        tier.settle(residency.inside)
+        tier.use(residency.capacity)
 
     def route_forward(self, on_logits: Callable[[torch.Tensor], None]) -> None:
         """Put the engine's forward in the place of the model's, and make `step`, which takes one token past it.
@@ -99,7 +99,7 @@ class LoadedModel:
 
         def step(token: int) -> torch.Tensor:
             assert self._decoder is not None
-            self.apply_changes()
+            self.apply_changes(1)
             self.fetcher.begin_forward()
             logits = self._decoder.step(token)
             on_logits(logits)
@@ -110,7 +110,7 @@ class LoadedModel:
             input_ids = kwargs["input_ids"]
             if self._decoder is not None and input_ids.shape == (1, 1):
                 return MoeCausalLMOutputWithPast(logits=step(int(input_ids))[None], past_key_values=self.cache)
-            self.apply_changes()
+            self.apply_changes(input_ids.shape[1])
             self.fetcher.begin_forward()
             self.watch.begin_torch(self.model, input_ids, self.cache.length)
             output = reference(*args, **kwargs)
@@ -161,8 +161,14 @@ class LoadedModel:
             self._proposed = make_plan(self.spec, fixed, now.slot_bytes, budget, self._fraction, memory)
             self._proposed_policy = policy, around
 
-    def apply_changes(self) -> None:
-        """Go over to the proposed policy and plan, if there are any. Between forward passes only."""
+    def apply_changes(self, tokens: int = 1) -> None:
+        """Go over to the proposed policy and plan, if there are any, and have the slots that the next pass allows.
+
+        Between forward passes only.
+
+        Args:
+            tokens: Of the next pass. A piece of a prompt needs working memory that slots have between prompts.
+        """
         with self._proposing:
             plan, self._proposed = self._proposed, None
             policy, self._proposed_policy = self._proposed_policy, None
@@ -172,17 +178,26 @@ class LoadedModel:
             self.keep_learnt()
             decider, self.around = policy
             self.watch.set_policy(decider)
-        if plan is not None:
-            self._resize(plan)
+        slots = self.plan.slots if tokens == 1 else self._slots_beside(tokens)
+        if slots != self.residency.capacity:
+            self._resize(slots)
 
-    def _resize(self, plan: MemoryPlan) -> None:
+    def _slots_beside(self, tokens: int) -> int:
+        """Slots that a pass of so many tokens leaves: by its length alone, so counts are the same every time."""
+        if not self.plan.fixed.lendable_bytes:
+            return self.plan.slots
+        free = lendable_bytes(
+            self.spec, tokens, self.cache.context, self.precision, kernels=self._decoder is not None
+        )
+        return self.plan.slots_with(free)
+
+    def _resize(self, slots: int) -> None:
         """Grow or shrink the arena."""
-        if plan.slots < self.residency.capacity:
-            self.fetcher.settle()
-            self.fetcher.evict_down_to(plan.slots)
-        for slot in self.residency.resize(plan.slots):
-            self._tier.release(slot)
-        self._tier.settle(self.residency.inside)
+        if slots < self.residency.capacity:
+            self.fetcher.make_way(slots)
+        for source, target in self.residency.resize(slots):
+            self._tier.move(source, target)
+        self._tier.use(slots)
 
     @property
     def precision(self) -> Precision:
@@ -205,6 +220,8 @@ class LoadedModel:
             slots=self.plan.slots,
             slot_bytes=self.plan.slot_bytes,
             policy_bytes=fixed.policy_bytes,
+            lendable_bytes=fixed.lendable_bytes,
+            lent_bytes=self.plan.lent_bytes,
         )
 
     def io_facts(self) -> IoFacts:

@@ -13,7 +13,7 @@ import torch
 
 from offload.config import DEFAULT_EXPERTS_FRACTION, EngineConfig
 from offload.errors import ConfigError
-from offload.memory.budget import FixedCosts, check_host_budget, make_plan, workspace_bytes
+from offload.memory.budget import FixedCosts, check_host_budget, lendable_bytes, make_plan, workspace_bytes
 from offload.memory.residency import Residency
 from offload.models import ModelSpec, read_spec
 from offload.policy import Rates, RouterWeights, Surroundings, make_policy
@@ -115,6 +115,8 @@ def _load(
         workspace_bytes=workspace_bytes(spec, context, precision),
         staging_bytes=staging if on_host else 0,
         policy_bytes=policy_bytes_of(shape, config.policy, knowledge, config.policy_options) if on_host else 0,
+        # On CUDA torch keeps what a pass gives back.
+        lendable_bytes=lendable_bytes(spec, 1, context, precision, kernels=kernels == "fast") if on_host else 0,
     )
     fraction = config.experts_fraction
     if fraction is None and config.budget_bytes is None:

@@ -34,7 +34,7 @@ def score(loaded: LoadedModel, token_ids: Sequence[int], first: int) -> float:
             f"{len(token_ids)} tokens cannot be scored from number {first} on", f"2 to {most} can"
         )
     model, cache, watch = loaded.model, loaded.cache, loaded.watch
-    loaded.apply_changes()
+    loaded.apply_changes(len(token_ids))
     cache.truncate(0)
     loaded.fetcher.phase = Phase.PREFILL
     loaded.fetcher.begin_forward()

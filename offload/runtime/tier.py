@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from offload.memory.arena import HostArena
 from offload.transfer.cuda import CudaArena, CudaStage
@@ -36,12 +34,12 @@ class Tier(Protocol):
         """
         ...
 
-    def settle(self, inside: NDArray[np.bool_]) -> None:
-        """Told which slots may hold experts, [max_slots], whenever more may."""
+    def move(self, source: int, target: int) -> None:
+        """Copy what slot ``source`` holds to slot ``target``."""
         ...
 
-    def release(self, slot: int) -> None:
-        """Give the memory of ``slot`` back."""
+    def use(self, slots: int) -> None:
+        """From now on the first ``slots`` slots may hold experts; the others give their memory back."""
         ...
 
     def close(self) -> None:
@@ -68,11 +66,11 @@ class HostTier:
     def prepare(self, slot: int) -> None:
         """Nothing: the addresses are there, and memory comes with the first write."""
 
-    def settle(self, inside: NDArray[np.bool_]) -> None:
-        self.arena.use_huge_pages(inside)
+    def move(self, source: int, target: int) -> None:
+        self.tensor(target).copy_(self.tensor(source))
 
-    def release(self, slot: int) -> None:
-        self.arena.release(slot)
+    def use(self, slots: int) -> None:
+        self.arena.use(slots)
 
     def close(self) -> None:
         self._bytes = torch.empty(0, dtype=torch.uint8)
@@ -94,11 +92,12 @@ class CudaTier:
     def prepare(self, slot: int) -> None:
         self._arena.reserve((slot,))
 
-    def settle(self, inside: NDArray[np.bool_]) -> None:
-        """Nothing: the device has pages of its own."""
+    def move(self, source: int, target: int) -> None:
+        self.prepare(target)
+        self.tensor(target).copy_(self.tensor(source))
 
-    def release(self, slot: int) -> None:
-        self._arena.release(slot)
+    def use(self, slots: int) -> None:
+        self._arena.use(slots)
 
     def close(self) -> None:
         self._stage.close()

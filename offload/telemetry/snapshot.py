@@ -24,8 +24,10 @@ class MemoryUse:
         rss_bytes: Resident memory of the process now.
         base_bytes: The interpreter with its libraries, before a weight was read.
         dense_bytes / kv_bytes / workspace_bytes / staging_bytes / policy_bytes / arena_bytes: Parts of the plan.
-        slots: Experts that can be resident at once.
+        slots: Experts that can be resident at once while tokens are decoded.
         slot_bytes: Bytes of one slot.
+        lendable_bytes: Of the workspace: what only prompts need, and the arena may have between them.
+        lent_bytes: What the arena has of it; so much do the parts of the plan add up to more than the budget.
     """
 
     budget_bytes: int
@@ -40,6 +42,8 @@ class MemoryUse:
     slots: int
     slot_bytes: int
     policy_bytes: int = 0
+    lendable_bytes: int = 0
+    lent_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,11 @@ class CudaArena:
             self._chunks.pop(number, None)
             self._return_to_driver()
 
+    def use(self, slots: int) -> None:
+        """Gives all slots but the first ``slots`` back."""
+        for index in sorted(index for index in self._reserved if index >= slots):
+            self.release(index)
+
     def close(self) -> None:
         """Gives all memory back. May be called twice."""
         self._reserved.clear()

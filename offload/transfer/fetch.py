@@ -251,10 +251,24 @@ class ExpertFetcher:
             for completion in self._link.wait():
                 self._book(completion)
 
-    def evict_down_to(self, capacity: int) -> None:
-        """Make experts leave until at most `capacity` slots are in use. Nothing may be loading or pinned."""
-        while self._residency.resident_count > capacity:
-            self._evict(self.policy.victim(self._residency.evictable(), -1, True))
+    def make_way(self, capacity: int) -> None:
+        """Get ready for `capacity` slots: nothing is loading into those behind, and what is resident fits.
+
+        Between forward passes, where nothing is pinned. Reads ahead into slots that stay go on.
+        """
+        residency = self._residency
+        behind = residency.expert_in[capacity : residency.capacity]
+        for expert in behind[behind >= 0].tolist():
+            self._cancel(expert)
+        while (residency.state[behind[behind >= 0]] == LOADING).any():
+            for completion in self._link.wait():
+                self._book(completion)
+        while residency.capacity - residency.free_slots > capacity:
+            evictable = residency.evictable()
+            if not len(evictable):
+                self.settle()
+                evictable = residency.evictable()
+            self._evict(self.policy.victim(evictable, -1, True))
 
     def _count(self, layer: int, expert: int) -> None:
         state = self._residency.state[expert]

@@ -91,9 +91,11 @@ def test_memory_is_what_the_engine_plans():
     assert made.plan == plan_slots(sizes.spec, fixed, sizes.slot_bytes, 0.25)
     assert made.plan.slots == 360
     assert made.share == 0.25
-    # The same budget in bytes is the same plan.
+    # The same budget in bytes gives experts what only prompts need.
     same = forecast(sizes, ROOM, context=4096, kernels="fast", budget_bytes=made.plan.budget_bytes)
-    assert same == made
+    assert same.plan.slots == 360 + fixed.lendable_bytes // sizes.slot_bytes > 360
+    assert same.plan.slots_with(0) == 360
+    assert 0 <= same.plan.lent_bytes <= fixed.lendable_bytes
 
 
 def test_a_long_context_costs_slots():

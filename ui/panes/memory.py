@@ -14,7 +14,8 @@ PARTS = (
     ("work", "workspace_bytes"),
     ("resident", "arena_bytes"),
 )
-"""Component class and field of `MemoryUse`; buffers of the lanes and of the policy are shown with the workspace."""
+"""Component class and field of `MemoryUse`; the workspace is shown with buffers of the lanes and of the policy, and
+without what it lends to the experts."""
 
 _NAMES = {"base": "base", "dense": "dense", "kv": "KV", "work": "work", "resident": "experts"}
 _FILL = {
@@ -144,5 +145,5 @@ def gpu_line(pane: Pane, frame: Frame) -> Line:
 
 def _parts(frame: Frame) -> dict[str, int]:
     parts = {name: int(getattr(frame.memory, field)) for name, field in PARTS}
-    parts["work"] += frame.memory.staging_bytes + frame.memory.policy_bytes
+    parts["work"] += frame.memory.staging_bytes + frame.memory.policy_bytes - frame.memory.lent_bytes
     return parts

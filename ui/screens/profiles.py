@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import ComposeResult
@@ -14,6 +14,7 @@ from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
+from offload.memory.budget import FixedCosts
 from offload.units import format_bytes
 from profiles.budget import Budget
 from profiles.store import Profile
@@ -66,13 +67,14 @@ def offer(profile: Profile, frame: Frame | None, machine_bytes: int | None) -> O
 def _plan(budget: Budget, frame: Frame) -> tuple[int, int]:
     """Bytes and slots, by the engine's own arithmetic (`offload.memory.budget`)."""
     memory, facts = frame.memory, frame.facts
-    parts = (memory.base_bytes, memory.dense_bytes, memory.kv_bytes, memory.workspace_bytes, memory.staging_bytes)
-    fixed, experts = sum(parts), facts.layers * facts.experts
+    fixed = FixedCosts(**{part.name: getattr(memory, part.name) for part in fields(FixedCosts)})
+    experts = facts.layers * facts.experts
     if budget.total_bytes is not None:
-        return budget.total_bytes, max(min((budget.total_bytes - fixed) // memory.slot_bytes, experts), 0)
+        room = budget.total_bytes - fixed.total + fixed.lendable_bytes
+        return budget.total_bytes, max(min(room // memory.slot_bytes, experts), 0)
     assert budget.experts_fraction is not None
     slots = max(min(2 * facts.top_k, experts), round(budget.experts_fraction * experts))
-    return fixed + slots * memory.slot_bytes, slots
+    return fixed.total + slots * memory.slot_bytes, slots
 
 
 class ProfilesScreen(ModalScreen[str | None]):

@@ -16,7 +16,7 @@ from offload.memory.arena import HostArena
 MIB = 1 << 20
 
 _RESIDENT_SCRIPT = """
-import json, sys
+import ctypes, json, sys
 import numpy as np
 from offload.memory.arena import HostArena
 
@@ -28,16 +28,18 @@ def fill(indices):
     for index in indices:
         np.frombuffer(arena.slot(index), np.uint8)[:] = index + 1
 
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: huge pages would bring unused neighbours
 arena = HostArena(slot_bytes=3 << 20, max_slots=4096)  # 12 GiB of addresses
 fill([0])
 base, seen = resident(), {}
 seen["reserved"] = resident() - base
 fill(range(0, 40, 2))
 seen["filled"] = resident() - base
-for index in range(0, 40, 4):
-    arena.release(index)
-seen["half released"] = resident() - base
-fill(range(0, 40, 4))
+arena.use(20)
+seen["half given back"] = resident() - base
+arena.use(40)
+seen["in use again"] = resident() - base
+fill(range(20, 40, 2))
 seen["filled again"] = resident() - base
 seen["intact"] = all(set(arena.slot(index)[:10]) == {index + 1} for index in range(0, 40, 2))
 arena.close()
@@ -62,19 +64,21 @@ def test_slots_are_page_aligned_and_apart(arena):
     assert np.array_equal(arena.buffer, np.repeat(np.arange(1, 6, dtype=np.uint8), 8192))
 
 
-def test_released_slot_reads_as_zeros_and_leaves_its_neighbours(arena):
+def test_slots_out_of_use_read_as_zeros_and_leave_the_others(arena):
     arena.buffer[:] = 7
-    arena.release(2)
-    assert set(arena.slot(2)) == {0}
-    assert set(arena.slot(1)) == set(arena.slot(3)) == {7}
+    arena.use(3)
+    arena.use(4)
+    assert set(arena.slot(3)) == set(arena.slot(4)) == {0}
+    assert set(arena.slot(0)) == set(arena.slot(2)) == {7}
 
 
 def test_no_slot_outside(arena):
     for index in (-1, 5):
         with pytest.raises(IndexError):
             arena.slot(index)
+    for slots in (-1, 6):
         with pytest.raises(IndexError):
-            arena.release(index)
+            arena.use(slots)
 
 
 @pytest.mark.parametrize(("slot_bytes", "max_slots"), [(0, 1), (5000, 1), (4096, 0), (-4096, 2)])
@@ -102,7 +106,8 @@ def test_resident_memory_follows_the_slots_in_use():
     slot = 3 * MIB
     assert seen["intact"]
     assert abs(seen["reserved"]) < MIB
-    for when, slots in (("filled", 19), ("half released", 9), ("filled again", 19), ("closed", -1)):
+    expected = {"filled": 19, "half given back": 9, "in use again": 9, "filled again": 19, "closed": -1}
+    for when, slots in expected.items():
         assert abs(seen[when] - slots * slot) < MIB, (when, seen)
 
 
@@ -122,25 +127,21 @@ def huge():
     return int(fields["AnonHugePages"].split()[0]) * 1024
 
 arena = HostArena(SLOT, SLOTS)
-inside = np.ones(SLOTS, bool)
-inside[60:] = False
-arena.slot(0)[:] = bytes(SLOT)
+used = 60
+np.frombuffer(arena.slot(0), np.uint8)[:] = 1
 base, before = resident() - SLOT, huge()
-arena.use_huge_pages(inside)
+arena.use(used)
 chance = random.Random(0)
 seen = []
 for _ in range(300):
     slot = chance.randrange(SLOTS)
-    if inside[slot]:
+    if slot < used:
         np.frombuffer(arena.slot(slot), np.uint8)[:] = slot
-        if chance.random() < 0.3:
-            arena.release(slot)
-            inside[slot] = False
-    elif chance.random() < 0.5:
-        inside[slot] = True
-        arena.use_huge_pages(inside)
-    seen.append((resident() - base, int(inside.sum()) * SLOT))
-arena.use_huge_pages(np.ones(SLOTS, bool))
+    if chance.random() < 0.2:
+        used = max(1, min(SLOTS, used + chance.randrange(-9, 10)))
+        arena.use(used)
+    seen.append((resident() - base, used * SLOT))
+arena.use(SLOTS)
 for slot in range(SLOTS):
     np.frombuffer(arena.slot(slot), np.uint8)[:] = slot
 json.dump({"seen": seen, "huge": huge() - before}, sys.stdout)

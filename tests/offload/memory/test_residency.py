@@ -20,13 +20,13 @@ class ResidencyMachine(RuleBasedStateMachine):
     @initialize(capacity=st.integers(0, MAX_SLOTS))
     def begin(self, capacity):
         self.residency = Residency(EXPERTS, MAX_SLOTS, capacity)
-        self.arena = set(range(capacity))  # slots that may hold experts
+        self.capacity = capacity
         self.slot = {}  # expert -> slot
         self.loading = set()
         self.pins = dict.fromkeys(range(EXPERTS), 0)
 
     def free(self):
-        return self.arena - set(self.slot.values())
+        return set(range(self.capacity)) - set(self.slot.values())
 
     def resident(self):
         return set(self.slot) - self.loading
@@ -98,19 +98,23 @@ class ResidencyMachine(RuleBasedStateMachine):
 
     @rule(capacity=st.integers(-1, MAX_SLOTS + 1))
     def resize(self, capacity):
-        if not len(self.slot) <= capacity <= MAX_SLOTS:
+        behind = {expert for expert, slot in self.slot.items() if slot >= capacity}
+        if not len(self.slot) <= capacity <= MAX_SLOTS or not behind <= self.evictable():
             return self.refused(self.residency.resize, capacity)
-        free, growing = self.free(), capacity - len(self.arena)
-        left = self.residency.resize(capacity)
-        assert len(left) == len(set(left)) == max(-growing, 0)
-        assert set(left) <= free
-        self.arena -= set(left)
-        if growing > 0:
-            self.arena |= set(sorted(set(range(MAX_SLOTS)) - self.arena)[:growing])
+        free = self.free()
+        moves = self.residency.resize(capacity)
+        assert [source for source, _ in moves] == sorted(self.slot[expert] for expert in behind)
+        targets = [target for _, target in moves]
+        assert len(set(targets)) == len(targets) and set(targets) <= free & set(range(capacity))
+        for expert in behind:
+            self.slot[expert] = dict(moves)[self.slot[expert]]
+        self.capacity = capacity
 
     @rule(capacity=st.integers(0, MAX_SLOTS))
     def profile_switch(self, capacity):
-        """What the engine does: evicts what is in the way first."""
+        """What the engine does: sees to what is in the way first."""
+        for expert in [expert for expert in self.loading if self.slot[expert] >= capacity]:
+            self.finish_load(expert)
         while len(self.slot) > capacity and self.evictable():
             self.evict(min(self.evictable()))
         self.resize(capacity)
@@ -129,7 +133,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         assert residency.expert_in.tolist() == [holder.get(slot, -1) for slot in range(MAX_SLOTS)]
         assert residency.pins.tolist() == list(self.pins.values())
         assert residency.evictable().tolist() == sorted(self.evictable())
-        assert residency.capacity == len(self.arena)
+        assert residency.capacity == self.capacity
         assert residency.free_slots == len(self.free())
         assert residency.resident_count == len(self.resident())
 
@@ -159,6 +163,16 @@ def test_a_slot_freed_last_is_taken_first():
     freed = residency.evict(1)
     residency.resize(4)
     assert residency.start_load(3) == freed
+
+
+def test_an_expert_in_a_slot_that_goes_moves_to_one_that_was_used():
+    residency = Residency(num_experts_total=4, max_slots=4, capacity=4)
+    for expert in range(3):
+        residency.start_load(expert)
+        residency.finish_load(expert)
+    residency.evict(0)
+    assert residency.resize(2) == [(2, 0)]
+    assert (residency.slot_of[2], residency.free_slots) == (0, 0)
 
 
 def test_nobody_else_can_write_the_arrays():

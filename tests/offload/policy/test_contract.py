@@ -103,7 +103,7 @@ def test_the_past_is_nothing_to_those_that_predict_from_the_running_token(name: 
     old = Simulation(MODEL, 20, Timing(read_s=0.317), partial(make_policy, name))
     new = Simulation(MODEL, 20, Timing(read_s=0.317), partial(make_policy, name))
     old.run(REQUESTS[:2])
-    old._fetcher.evict_down_to(0)
+    old._fetcher.make_way(0)
     before = old.counters.phase(Phase.DECODE)
     for simulation in (old, new):
         simulation.run(REQUESTS[2:], prefill=False)

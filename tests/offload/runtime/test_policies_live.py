@@ -200,15 +200,16 @@ def test_fitted_probes_are_used_and_charged(
 
 
 def test_what_a_policy_takes_is_slots_that_it_does_not_have(tiny: Path) -> None:
-    with opened(tiny, "fast", 0.5, policy="demand") as engine:
+    with opened(tiny, "fast", 0.5, policy="demand", context=64) as engine:
         fixed = engine.snapshot().memory
         engine.set_budget(budget_bytes=fixed.budget_bytes)
+        room = fixed.arena_bytes + fixed.lendable_bytes
         for policy in ("moe-infinity", "auto", "demand"):
             engine.set_policy(policy)
             memory = engine.snapshot().memory
             assert (memory.policy_bytes > 0) == (policy != "demand")
             assert memory.budget_bytes == fixed.budget_bytes
-            assert memory.slots == (fixed.arena_bytes - memory.policy_bytes) // memory.slot_bytes
+            assert memory.slots == (room - memory.policy_bytes) // memory.slot_bytes
             assert engine._loaded.residency.capacity == memory.slots
 
 

@@ -96,7 +96,7 @@ def test_what_leaves_unused_was_wasted(bench: Bench) -> None:
     bench.fetcher.settle()
     bench.bring(1, 6)
     read = bench.counters.bytes_prefetch[Phase.DECODE]
-    bench.fetcher.evict_down_to(0)
+    bench.fetcher.make_way(0)
     assert bench.counters.bytes_prefetch_wasted[Phase.DECODE] == read - BYTES
 
 

@@ -145,8 +145,7 @@ class Interleavings(RuleBasedStateMachine):
 
     @rule(slots=st.integers(2 * TOP_K, TOTAL))
     def resize(self, slots: int) -> None:
-        self.fetcher.settle()
-        self.fetcher.evict_down_to(slots)
+        self.fetcher.make_way(slots)
         self.bench.residency.resize(slots)
         assert self.bench.residency.capacity == slots
         self.forget()
