@@ -23,13 +23,18 @@ from offload.hits import HitCurve, known_curve
 from offload.memory.budget import FixedCosts, MemoryPlan, lendable_bytes, make_plan, plan_slots, workspace_bytes
 from offload.models.spec import BYTES_PER_WEIGHT
 from offload.precision import BF16, Precision
+from offload.processor import compiles_products
 from offload.sizes import ModelSizes
 from offload.units import MIB, format_bytes
 
 Kernels = Literal["fast", "reference"]
 Verdict = Literal["resident", "fast", "usable", "slow", "does not fit"]
 
-BASE_BYTES: dict[Kernels, int] = {"fast": 310 * MIB, "reference": 300 * MIB}
+BASE_BYTES: dict[Kernels, int] = (
+    {"fast": 310 * MIB, "reference": 300 * MIB}
+    if compiles_products()
+    else {"fast": 270 * MIB, "reference": 260 * MIB}
+)
 """The process before a weight is read: interpreter, torch, transformers, tokenizer, and for ``fast`` Numba with
 the compiled kernels, less the code that is given back. The line "base of the memory plan" of
 ``benchmarks/base_memory.py``, rounded up; Python 3.11, torch 2.13 for CPUs, transformers 5.23."""

@@ -13,7 +13,7 @@ from offload.models.spec import ModelSpec
 from profiles.files import write_atomically
 from profiles.paths import cache_dir, ensure_folder
 
-_FORMAT = 5
+_FORMAT = 6
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,10 +90,7 @@ def measure_read_rate(
             [_rate(store, slots[:count], seconds_each / _ROUNDS, (seed, count, number)) for count in counts]
             for number in range(_ROUNDS)
         ]
-    rates = tuple(
-        LaneRate(count, statistics.median(found))
-        for count, found in zip(counts, zip(*rounds, strict=True), strict=True)
-    )
+    rates = tuple(map(LaneRate, counts, map(statistics.median, zip(*rounds, strict=True))))
     best = max(rate.bytes_per_second for rate in rates)
     chosen = next(rate for rate in rates if rate.bytes_per_second >= _GOOD_ENOUGH * best)
     return Calibration(rates, chosen.lanes, chosen.bytes_per_second, store.record_bytes, store.direct)
