@@ -203,7 +203,7 @@ def forecast(
         stall *= auto_wait(sizes, rates, kernels)
         stops += spec.num_layers * LOOK_S if misses else 0.0
     speed = 1.0 / (decode_seconds(sizes, rates, kernels) + stops + stall + waits.slowed_s(stall, rates))
-    verdict, reason = _judge(share, speed, misses, selections)
+    verdict, reason = _judge(plan.slots_with(0) >= spec.total_experts, speed, misses, selections)
     return Forecast(
         verdict,
         reason,
@@ -326,9 +326,9 @@ def prefill_seconds(sizes: ModelSizes, rates: MachineRates, resident: float) -> 
     return max(reading, experts) + dense + spec.decoder_layers * PROMPT_LAYER_S
 
 
-def _judge(share: float, speed: float, misses: float, selections: int) -> tuple[Verdict, str]:
+def _judge(resident: bool, speed: float, misses: float, selections: int) -> tuple[Verdict, str]:
     pace = f"about {speed:.1f} tokens/s" if speed < 10 else f"about {speed:.0f} tokens/s"
-    if share >= 1.0:
+    if resident:
         return "resident", f"{pace}: every expert stays in memory once it was read"
     reads = f"{pace}: of the {selections} experts a token needs, about {misses:.0f} come from disk"
     if speed >= FAST_TOKENS_PER_S:

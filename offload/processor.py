@@ -16,11 +16,13 @@ def compiles_products() -> bool:
     On x86 it does from AVX-512 (BW, DQ, VL) on; otherwise its own loops compute them. Where it is not known, it is
     taken that it does.
     """
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return True
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        said = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return True  # not Linux
-    flags = [line.partition(":")[2].split() for line in lines if line.startswith("flags")]
-    return not flags or set(flags[0]) >= _ONEDNN_BF16
+        said = ""  # not Linux
+    return _may_compile(platform.machine(), said)
+
+
+def _may_compile(machine: str, cpuinfo: str) -> bool:
+    flags = [line.partition(":")[2].split() for line in cpuinfo.splitlines() if line.startswith("flags")]
+    return machine not in ("x86_64", "AMD64") or not flags or set(flags[0]) >= _ONEDNN_BF16

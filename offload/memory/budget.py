@@ -155,13 +155,16 @@ def lendable_bytes(
     """Of the workspace: what a pass of `tokens` tokens leaves free, in bytes.
 
     Args:
-        kernels: Whether single tokens go through the decode kernels, whose working memory is theirs from the start.
+        kernels: Whether single tokens go through the decode kernels: of what follows from the context they have
+            tables of the rotary embedding, [context, D] float32.
     """
     longest = min(PREFILL_CHUNK, context)
     if tokens >= longest:
         return 0
-    taken = 0 if kernels and tokens <= 1 else pass_bytes(spec, tokens, context, precision)
-    return pass_bytes(spec, longest, context, precision) - taken
+    taken = 4 * context * spec.head_dim
+    if tokens > 1 or not kernels:
+        taken += pass_bytes(spec, tokens, context, precision)
+    return max(0, pass_bytes(spec, longest, context, precision) - taken)
 
 
 def plan_slots(spec: ModelSpec, fixed: FixedCosts, slot_bytes: int, fraction: float) -> MemoryPlan:

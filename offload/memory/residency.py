@@ -12,6 +12,7 @@ that is not in the drawing is a bug of the caller and raises :class:`ResidencyEr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
@@ -130,14 +131,15 @@ class Residency:
         """The experts that :meth:`evict` would take now, in ascending order."""
         return np.flatnonzero((self._state == RESIDENT) & (self._pins == 0))
 
-    def resize(self, capacity: int) -> list[tuple[int, int]]:
+    def resize(self, capacity: int, move: Callable[[int, int], None]) -> None:
         """Changes how many slots may hold experts.
 
         Shrinking needs as many free slots as are to go, wherever they are, and none of the experts in those that go
         may be loading or pinned: the caller sees to it before. Those experts move to slots that stay.
 
-        Returns:
-            The moves, (from, to), as whose bytes the caller copies before anything else; empty after growing.
+        Args:
+            move: Copies a slot's bytes, (from, to). If it raises, the capacity stays what it was, and what has been
+                moved is where it was moved to.
         """
         before, used = self._capacity, self._capacity - len(self._free)
         if not used <= capacity <= len(self._expert_in):
@@ -148,18 +150,18 @@ class Residency:
             self._expect(expert, RESIDENT, "resize")
             if self._pins[expert]:
                 raise ResidencyError(f"resize({capacity}): expert {expert} is pinned")
-        self._capacity = capacity
-        if capacity >= before:
-            self._free[:0] = range(capacity - 1, before - 1, -1)  # behind those that own memory already
-            return []
-        self._free = [slot for slot in self._free if slot < capacity]
-        moves = []
+        staying = [slot for slot in self._free if slot < capacity]
         for expert in moving:
-            source, target = int(self._slot_of[expert]), self._free.pop()
+            source, target = int(self._slot_of[expert]), staying.pop()
+            move(source, target)
             self._expert_in[source], self._expert_in[target] = _NO_EXPERT, expert
             self._slot_of[expert] = target
-            moves.append((source, target))
-        return moves
+            self._free[self._free.index(target)] = source
+        if capacity < before:
+            self._free = [slot for slot in self._free if slot < capacity]
+        else:
+            self._free[:0] = range(capacity - 1, before - 1, -1)  # behind those that own memory already
+        self._capacity = capacity
 
     def check(self) -> None:
         """Verifies every invariant in full; for tests. Raises :class:`ResidencyError`."""

@@ -137,7 +137,9 @@ class Engine:
         """
         with self._exclusive():
             self._token_ids_in_cache = []
-            return score(self._loaded, token_ids, first)
+            nll = score(self._loaded, token_ids, first)
+        self._apply_changes_if_idle()
+        return nll
 
     def count_tokens(self, messages: Messages) -> int:
         """How long a conversation is as a prompt, in tokens. From any thread.

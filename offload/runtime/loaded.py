@@ -25,6 +25,7 @@ from offload.runtime.compile import compile_kernels
 from offload.runtime.device import device_memory_bytes, peak_bytes
 from offload.runtime.kv import KVCache
 from offload.runtime.tier import Tier
+from offload.runtime.views import ExpertViews
 from offload.runtime.watch import Watch
 from offload.store.base import ExpertStore
 from offload.telemetry.counters import Counters
@@ -62,6 +63,7 @@ class LoadedModel:
         decoder: FastDecoder | None,
         shape: Shape,
         knowledge: Path | None,
+        views: ExpertViews,
     ) -> None:
         self.spec = spec
         self.device = device
@@ -81,11 +83,13 @@ class LoadedModel:
         self._decoder = decoder
         self._shape = shape
         self._knowledge = knowledge
+        self._views = views
         self.step: Callable[[int], torch.Tensor] | None = None
         self._proposed: MemoryPlan | None = None
         self._proposed_policy: tuple[Policy, Surroundings] | None = None
         self._proposing = threading.Lock()
-        tier.use(residency.capacity)
+        self._slots_in_use = residency.capacity
+        tier.use(self._slots_in_use)
 
     def route_forward(self, on_logits: Callable[[torch.Tensor], None]) -> None:
         """Put the engine's forward in the place of the model's, and make `step`, which takes one token past it.
@@ -179,7 +183,7 @@ class LoadedModel:
             decider, self.around = policy
             self.watch.set_policy(decider)
         slots = self.plan.slots if tokens == 1 else self._slots_beside(tokens)
-        if slots != self.residency.capacity:
+        if slots != self._slots_in_use:
             self._resize(slots)
 
     def _slots_beside(self, tokens: int) -> int:
@@ -195,9 +199,11 @@ class LoadedModel:
         """Grow or shrink the arena."""
         if slots < self.residency.capacity:
             self.fetcher.make_way(slots)
-        for source, target in self.residency.resize(slots):
-            self._tier.move(source, target)
+        else:
+            self._views.give_back()
+        self.residency.resize(slots, self._tier.move)
         self._tier.use(slots)
+        self._slots_in_use = slots
 
     @property
     def precision(self) -> Precision:

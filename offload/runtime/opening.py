@@ -198,6 +198,7 @@ def _load(
         decoder,
         shape,
         config.knowledge,
+        views,
     )
 
 

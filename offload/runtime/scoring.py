@@ -34,9 +34,9 @@ def score(loaded: LoadedModel, token_ids: Sequence[int], first: int) -> float:
             f"{len(token_ids)} tokens cannot be scored from number {first} on", f"2 to {most} can"
         )
     model, cache, watch = loaded.model, loaded.cache, loaded.watch
-    loaded.apply_changes(len(token_ids))
-    cache.truncate(0)
     loaded.fetcher.phase = Phase.PREFILL
+    loaded.apply_changes(most)  # However short the text is, its logits take as much.
+    cache.truncate(0)
     loaded.fetcher.begin_forward()
     watch.request += 1
     ids = torch.tensor([list(token_ids)], device=model.device)

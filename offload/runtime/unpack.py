@@ -50,6 +50,10 @@ class Unpacker:
             self._scratch = torch.empty(rows * columns, dtype=torch.bfloat16, device=device)
         return self._scratch[: rows * columns].view(rows, columns)
 
+    def give_back(self) -> None:
+        """Let go of the room that `scratch` gave out."""
+        self._scratch = torch.empty(0, dtype=torch.bfloat16)
+
     def rows(self, packed: torch.Tensor, numbers: torch.Tensor, columns: int) -> torch.Tensor:
         """Some rows of a matrix: [len(numbers), columns] bfloat16."""
         tile_bytes = matrix_bytes(self.precision, TILE_ROWS, columns)

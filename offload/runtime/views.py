@@ -47,6 +47,12 @@ class ExpertViews:
             _matrix(slot, int(self._down_at[expert]), self._down_shape),
         )
 
+    def give_back(self) -> None:
+        """Let go of the memory that quantised experts were unpacked to. No view is in use."""
+        self._unpacked = None
+        if self._unpacker is not None:
+            self._unpacker.give_back()
+
     def _unpack(self, unpacker: Unpacker, slot: torch.Tensor, expert: int) -> tuple[torch.Tensor, torch.Tensor]:
         if self._unpacked is None:
             self._unpacked = (

@@ -90,6 +90,7 @@ class Watch:
 
     def end(self, chosen: NDArray[np.int32] | None = None) -> None:
         """The forward pass is over. chosen: [L, K] int32 for a decoded token; None if routers were hooked."""
+        self._residual = None  # As large as a prompt.
         self._policy.end_pass()
         fetcher, ended = self._fetcher, time.perf_counter_ns()
         stall = self._counters.stall_ns[fetcher.phase] - self._stall_before

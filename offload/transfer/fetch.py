@@ -264,11 +264,7 @@ class ExpertFetcher:
             for completion in self._link.wait():
                 self._book(completion)
         while residency.capacity - residency.free_slots > capacity:
-            evictable = residency.evictable()
-            if not len(evictable):
-                self.settle()
-                evictable = residency.evictable()
-            self._evict(self.policy.victim(evictable, -1, True))
+            self._evict(self.policy.victim(residency.evictable(), -1, True))
 
     def _count(self, layer: int, expert: int) -> None:
         state = self._residency.state[expert]

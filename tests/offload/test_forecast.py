@@ -98,6 +98,18 @@ def test_memory_is_what_the_engine_plans():
     assert 0 <= same.plan.lent_bytes <= fixed.lendable_bytes
 
 
+def test_resident_is_what_stays_so_through_a_long_prompt():
+    sizes = sizes_of(QWEN15)
+    fixed = fixed_costs(sizes, 4096, "fast", ROOM.lanes)
+    whole = fixed.total + 1440 * sizes.slot_bytes
+    verdicts = []
+    for budget in (whole - fixed.lendable_bytes, whole - 1, whole):
+        made = forecast(sizes, ROOM, context=4096, kernels="fast", budget_bytes=budget)
+        assert (made.plan.slots, made.share) == (1440, 1.0)
+        verdicts.append(made.verdict == "resident")
+    assert verdicts == [False, False, True]
+
+
 def test_a_long_context_costs_slots():
     sizes = sizes_of(QWEN15)
     short = forecast(sizes, ROOM, context=1024, kernels="fast", budget_bytes=12 * GIB)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import platform
-import sys
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,7 +21,6 @@ from offload.memory.budget import (
 )
 from offload.models.spec import spec_from_config
 from offload.precision import PRECISIONS
-from offload.processor import compiles_products
 from offload.units import GIB, MIB
 from tests.offload.test_forecast import PUBLISHED
 
@@ -50,12 +46,11 @@ def test_no_pass_takes_more_than_the_budget(spec, context, precision, kernels, t
     budget = fixed.total + smallest * slot + more
     plan = make_plan(spec, fixed, slot, budget, None, MEMORY)
     longest = pass_bytes(spec, min(context, PREFILL_CHUNK), context, precision)
-    # At one token the decode kernels need nothing; at every other length the pass has what it needs.
+    # The decode kernels need no torch; at every other length the pass has what it needs.
     free = lendable_bytes(spec, tokens, context, precision, kernels=kernels)
-    by_kernels = kernels and tokens == 1 < context
-    needed = 0 if by_kernels else pass_bytes(spec, tokens, context, precision)
+    needed = 0 if kernels and tokens == 1 < context else pass_bytes(spec, tokens, context, precision)
     slots = plan.slots_with(free)
-    assert fixed.total - longest + needed + slots * slot <= budget
+    assert fixed.total - longest + min(longest, needed + 4 * context * spec.head_dim) + slots * slot <= budget
     assert smallest <= plan.slots_with(0) <= slots <= plan.slots <= spec.total_experts
     assert plan.slots == spec.total_experts or budget - (fixed.total - lendable) - plan.arena_bytes < slot
     assert plan.slots_with(lendable) == plan.slots
@@ -78,10 +73,3 @@ def test_a_plan_by_hand():
     assert (plan.arena_bytes, plan.lent_bytes) == (60, 20)
     assert [plan.slots_with(lent) for lent in (0, 4, 5, 20)] == [8, 8, 9, 12]
     assert {"lent_bytes": 20, "lendable_bytes": 20, "arena_bytes": 60}.items() <= plan.to_dict().items()
-
-
-@pytest.mark.skipif(
-    not (sys.platform == "linux" and platform.machine() == "x86_64"), reason="is told by what Linux says of x86"
-)
-def test_products_are_compiled_where_torch_says_so():
-    assert compiles_products() == torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -99,10 +99,13 @@ class ResidencyMachine(RuleBasedStateMachine):
     @rule(capacity=st.integers(-1, MAX_SLOTS + 1))
     def resize(self, capacity):
         behind = {expert for expert, slot in self.slot.items() if slot >= capacity}
+        moves = []
         if not len(self.slot) <= capacity <= MAX_SLOTS or not behind <= self.evictable():
-            return self.refused(self.residency.resize, capacity)
+            self.refused(self.residency.resize, capacity, lambda source, target: moves.append((source, target)))
+            assert not moves
+            return
         free = self.free()
-        moves = self.residency.resize(capacity)
+        self.residency.resize(capacity, lambda source, target: moves.append((source, target)))
         assert [source for source, _ in moves] == sorted(self.slot[expert] for expert in behind)
         targets = [target for _, target in moves]
         assert len(set(targets)) == len(targets) and set(targets) <= free & set(range(capacity))
@@ -142,6 +145,10 @@ TestResidency = ResidencyMachine.TestCase
 TestResidency.settings = settings(max_examples=80, stateful_step_count=60, deadline=None)
 
 
+def no_moves(source, target):
+    raise AssertionError(f"slot {source} moves to {target}")
+
+
 def test_one_expert_through_all_states():
     residency = Residency(num_experts_total=4, max_slots=2, capacity=1)
     slot = residency.start_load(3)
@@ -161,7 +168,7 @@ def test_a_slot_freed_last_is_taken_first():
         residency.start_load(expert)
         residency.finish_load(expert)
     freed = residency.evict(1)
-    residency.resize(4)
+    residency.resize(4, no_moves)
     assert residency.start_load(3) == freed
 
 
@@ -171,8 +178,37 @@ def test_an_expert_in_a_slot_that_goes_moves_to_one_that_was_used():
         residency.start_load(expert)
         residency.finish_load(expert)
     residency.evict(0)
-    assert residency.resize(2) == [(2, 0)]
+    moves = []
+    residency.resize(2, lambda source, target: moves.append((source, target)))
+    assert moves == [(2, 0)]
     assert (residency.slot_of[2], residency.free_slots) == (0, 0)
+
+
+@pytest.mark.parametrize("fails_at", [0, 1, 2])
+def test_a_copy_that_fails_leaves_every_expert_where_its_bytes_are(fails_at):
+    residency = Residency(num_experts_total=6, max_slots=6, capacity=6)
+    for expert in range(6):
+        residency.finish_load(residency.expert_in[residency.start_load(expert)])
+    for expert in range(3):
+        residency.evict(expert)
+    bytes_in = residency.expert_in.tolist()
+
+    def move(source, target):
+        nonlocal fails_at
+        fails_at -= 1
+        if fails_at < 0:
+            raise KeyboardInterrupt
+        bytes_in[target] = bytes_in[source]
+
+    with pytest.raises(KeyboardInterrupt):
+        residency.resize(3, move)
+    residency.check()
+    assert (residency.capacity, residency.resident_count, residency.free_slots) == (6, 3, 3)
+    assert all(bytes_in[residency.slot_of[expert]] == expert for expert in range(3, 6))
+    fails_at = 6
+    residency.resize(3, move)
+    residency.check()
+    assert sorted(bytes_in[:3]) == [3, 4, 5]
 
 
 def test_nobody_else_can_write_the_arrays():

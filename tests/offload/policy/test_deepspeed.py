@@ -55,7 +55,7 @@ def test_below_two_layers_of_slots_it_says_so_and_streams_what_fits() -> None:
     policy = at(table, 0)
     assert "6 slots" in policy.note
     assert len(policy.decide(0).fetch) == 4
-    table.residency.resize(8)
+    table.residency.resize(8, lambda source, target: None)
     table.begin(policy)
     assert policy.note == ""
 
