@@ -103,6 +103,8 @@ class ChatScreen(Screen[None]):
         self.call_after_refresh(self._start)
 
     async def _start(self) -> None:
+        if self._left or not self.is_attached:
+            return  # Quit before its first picture was out: there is nothing left to mount anything into.
         self.room.start()
         await self.telemetry.start(self.query_one("#body"))
         settle()

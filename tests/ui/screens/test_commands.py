@@ -303,3 +303,16 @@ def test_replaying_over_the_chat_which_goes_on(run_chat):
         assert len(chat.turns) == 4
 
     run_chat(flow, Script([["one ", "two"], ["three"]], held=True), size=(120, 40))
+
+
+def test_a_chat_that_is_quit_as_it_opens_ends_quietly(run_chat):
+    """What waited for its first picture comes when the screen is gone already."""
+
+    async def flow(chat):
+        screen, app = chat.screen, chat.app
+        await chat.sees("Enter sends")
+        app.exit()
+        await chat.until(lambda: not screen.is_attached)
+        await screen._start()
+
+    run_chat(flow, Script(REPLY))
